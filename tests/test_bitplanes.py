@@ -1,0 +1,180 @@
+"""Popcount algebra against dense arithmetic, for random encodings, shapes and odd lengths."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tvmq.bitplanes import BitPlanes, Encoding, border_classes, constant_terms, dot, dot_terms
+from tvmq.errors import InputError
+
+LENGTHS = (1, 31, 33, 64, 100, 513)
+UNIFORM = [
+    Encoding.binary(),
+    Encoding.ternary(),
+    Encoding.unsigned(1),
+    Encoding.unsigned(2),
+    Encoding.unsigned(8),
+    Encoding.twos_complement(3),
+    Encoding.equispaced(2),
+    Encoding.equispaced(4),
+    Encoding(np.array([3, -5, 7]), np.array(4)),
+]
+uniform = st.sampled_from(UNIFORM)
+
+
+def random_planes(encoding: Encoding, shape: tuple[int, ...], seed: int) -> BitPlanes:
+    codes = np.random.default_rng(seed).integers(0, 2**encoding.planes, shape, dtype=np.uint8)
+    return BitPlanes(codes, encoding)
+
+
+@given(uniform, uniform, st.sampled_from(LENGTHS), st.integers(0, 2**31))
+def test_dot_equals_dense_arithmetic_exactly(x_encoding, w_encoding, length, seed):
+    x = random_planes(x_encoding, (3, length), seed)
+    w = random_planes(w_encoding, (5, length), seed + 1)
+    expected = x_encoding.units(x.codes) @ w_encoding.units(w.codes).T
+    result = dot(x, w)
+    assert result.dtype == np.int64
+    np.testing.assert_array_equal(result, expected)
+
+
+@given(st.integers(1, 4), st.integers(1, 4), st.sampled_from(LENGTHS), st.integers(0, 2**31))
+def test_learned_bases_with_one_row_per_output_channel(x_bits, w_bits, length, seed):
+    random = np.random.default_rng(seed)
+    basis = random.normal(size=(5, w_bits))
+    x = random_planes(Encoding.learned(random.normal(size=x_bits)), (3, length), seed)
+    w = random_planes(Encoding.learned(2 * basis, -basis.sum(-1)), (5, length), seed + 1)
+    expected = x.encoding.units(x.codes) @ w.encoding.units(w.codes).T
+    np.testing.assert_allclose(dot(x, w), expected, rtol=1e-10, atol=1e-10)
+
+
+def popcount_convolution(x: BitPlanes, w: BitPlanes, stride, padding, dilation) -> np.ndarray:
+    """A convolution exactly as a kernel computes it: zero *bits* as padding, then constants per border class."""
+    terms = dot_terms(x.encoding, w.encoding)
+    (top, bottom), (left, right) = padding
+    kernel_height, kernel_width = w.codes.shape[2:]
+    image = np.pad(x.planes, ((0, 0), (0, 0), (0, 0), (top, bottom), (left, right)))
+    rows, row_taps = border_classes(x.codes.shape[2], kernel_height, stride, (top, bottom), dilation)
+    columns, column_taps = border_classes(x.codes.shape[3], kernel_width, stride, (left, right), dilation)
+    result = np.zeros((x.codes.shape[0], w.codes.shape[0], len(rows), len(columns)), np.int64)
+    for y, row in enumerate(rows):
+        for z, column in enumerate(columns):
+            taps_y = y * stride + dilation * np.arange(kernel_height)
+            taps_x = z * stride + dilation * np.arange(kernel_width)
+            window = image[..., taps_y[:, None], taps_x[None, :]]
+            inside = row_taps[row][:, None] & column_taps[column][None, :]
+            value = np.broadcast_to(constant_terms(x.encoding, w, inside), result.shape[:2]).copy()
+            for i, classes in enumerate(terms.plane_class):
+                value += terms.activation_multiplier[i] * window[i].sum(axis=(1, 2, 3))[:, None]
+                for j, index in enumerate(classes):
+                    pair = (window[i][:, None], w.planes[j][None])
+                    both = pair[0] ^ pair[1] if terms.combine == "xor" else pair[0] & pair[1]
+                    value += terms.class_multiplier[index] * both.sum(axis=(2, 3, 4))
+            result[:, :, y, z] = value
+    return result
+
+
+def dense_convolution(x: BitPlanes, w: BitPlanes, stride, padding, dilation) -> np.ndarray:
+    image = np.pad(x.encoding.units(x.codes), ((0, 0), (0, 0), *padding))
+    weight = w.encoding.units(w.codes)
+    height, width = (
+        (image.shape[2 + axis] - dilation * (weight.shape[2 + axis] - 1) - 1) // stride + 1 for axis in (0, 1)
+    )
+    result = np.zeros((image.shape[0], weight.shape[0], height, width), np.int64)
+    for ky in range(weight.shape[2]):
+        for kx in range(weight.shape[3]):
+            rows = slice(ky * dilation, ky * dilation + stride * (height - 1) + 1, stride)
+            columns = slice(kx * dilation, kx * dilation + stride * (width - 1) + 1, stride)
+            result += np.einsum("ncyx,oc->noyx", image[:, :, rows, columns], weight[:, :, ky, kx])
+    return result
+
+
+@settings(max_examples=60)
+@given(
+    uniform,
+    uniform,
+    st.sampled_from([(1, 1), (3, 3), (5, 3), (2, 1)]),
+    st.integers(1, 2),
+    st.integers(0, 2),
+    st.integers(0, 2),
+    st.integers(1, 2),
+    st.integers(0, 2**31),
+)
+def test_zero_padding_is_exact_through_border_classes(
+    x_encoding, w_encoding, kernel, stride, before, after, dilation, seed
+):
+    x = random_planes(x_encoding, (2, 3, 10, 9), seed)
+    w = random_planes(w_encoding, (4, 3, *kernel), seed + 1)
+    geometry = (stride, ((before, after), (after, before)), dilation)
+    np.testing.assert_array_equal(popcount_convolution(x, w, *geometry), dense_convolution(x, w, *geometry))
+
+
+def test_no_alphabet_in_use_needs_the_popcount_of_the_activations():
+    for activations in UNIFORM[:-1]:
+        for weights in (Encoding.binary(), Encoding.ternary(), Encoding.twos_complement(4), Encoding.equispaced(3)):
+            assert not any(dot_terms(activations, weights).activation_multiplier)
+
+
+def test_binary_times_binary_is_one_xor():
+    terms = dot_terms(Encoding.binary(), Encoding.binary())
+    assert (terms.combine, terms.class_multiplier, terms.activation_multiplier) == ("xor", (-2,), (0,))
+
+
+def test_pairs_of_equal_weight_share_an_accumulator():
+    terms = dot_terms(Encoding.unsigned(3), Encoding.equispaced(2))
+    assert len(terms.class_multiplier) == 4
+    assert terms.plane_class == ((0, 1), (1, 2), (2, 3))
+
+
+def test_three_by_three_with_padding_one_has_three_classes_per_axis():
+    index, taps = border_classes(7, 3, 1, (1, 1), 1)
+    assert len(taps) == 3
+    assert (taps[index[0]] == [False, True, True]).all()
+    assert (taps[index[3]] == [True, True, True]).all()
+    assert (taps[index[6]] == [True, True, False]).all()
+
+
+@given(uniform)
+def test_negation_negates(encoding):
+    permutation = encoding.negation()
+    codes = np.arange(2**encoding.planes, dtype=np.uint8)
+    if permutation is None:
+        assert not all(-value in encoding.units(codes) for value in encoding.units(codes))
+        return
+    np.testing.assert_array_equal(encoding.units(permutation[codes]), -encoding.units(codes))
+
+
+@given(st.integers(2, 256), st.integers(-300, 300), st.floats(1e-3, 1e3))
+def test_equispaced_levels_are_recognised(count, first, unit):
+    levels = np.float64(unit) * (first + np.arange(count))
+    encoding, codes = Encoding.of_levels(levels)
+    assert encoding.is_integer
+    np.testing.assert_allclose(encoding.values(codes), levels, rtol=1e-5, atol=1e-6 * np.abs(levels).max())
+
+
+@pytest.mark.parametrize("levels", [[0.0, 1.0, 3.0], [0.1, 1.1], [1.0], [0.0, 0.0], list(range(300))])
+def test_other_levels_are_not(levels):
+    assert Encoding.of_levels(np.array(levels)) is None
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"coefficients": np.ones((0,), int)},
+        {"coefficients": np.ones(9, int)},
+        {"coefficients": np.array([np.nan])},
+        {"coefficients": np.array([1, 2]), "offset": np.array(0.5)},
+    ],
+)
+def test_impossible_encodings_are_rejected(arguments):
+    with pytest.raises(InputError, match="encoding"):
+        Encoding(**arguments)
+
+
+def test_codes_must_fit_their_planes():
+    with pytest.raises(InputError, match="code 2 does not fit 1 planes"):
+        BitPlanes(np.array([0, 2], np.uint8), Encoding.binary())
+    with pytest.raises(InputError, match="uint8"):
+        BitPlanes(np.array([0, 1]), Encoding.binary())
