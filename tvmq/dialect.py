@@ -1,0 +1,722 @@
+"""The ``tvmq.*`` Relax operators: their types and what they compute, in numpy.
+
+Three families, in the order in which the passes introduce them:
+
+values and codes
+    ``quantize`` turns floats into codes by thresholds, ``dequantize`` gives codes their values
+    (see :mod:`tvmq.bitplanes` for what a code means).
+exact integers
+    ``conv2d`` and ``dense`` take codes and give int32 dot products in units of both scales; ``threshold`` turns
+    those into the next layer's codes, ``affine`` into floats, ``max_pool2d`` works on codes.
+packed
+    ``bitpack``, ``im2col_bitpack`` and ``bitunpack`` change layout, ``bitserial_conv2d`` is one fused kernel from
+    packed bits to packed bits (or to integers or floats), ``packed_max_pool2d`` pools words.
+
+Every constructor can be called inside TVMScript, so tests write their expected modules with them.  ``REFERENCES``
+holds each operator's meaning as a numpy function; the golden executor runs those, and every kernel is compared to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from tvm import relax, tirx
+from tvm.ir import Call, Op, make_node, register_op_attr
+
+from tvmq.bitplanes import Encoding
+from tvmq.kernels.packing import pack_activations, unpack_activations
+from tvmq.kernels.workload import Affine, Conv2dWorkload, Thresholds
+
+__all__ = [
+    "REFERENCES",
+    "affine",
+    "bitpack",
+    "bitserial_conv2d",
+    "bitunpack",
+    "constant",
+    "conv2d",
+    "dense",
+    "dequantize",
+    "encoding_constants",
+    "fused_multiply_add",
+    "im2col_bitpack",
+    "is_call",
+    "is_symbolic",
+    "max_pool2d",
+    "operand_encodings",
+    "packed_max_pool2d",
+    "quantize",
+    "threshold",
+    "workload_of",
+]
+
+Reference = Callable[..., np.ndarray]
+REFERENCES: dict[str, Reference] = {}
+
+
+def _define(name: str, infer: Callable[[Call], relax.TensorType], reference: Reference) -> None:
+    """Register one operator; FPurity is what lets it stand in a dataflow block."""
+    full_name = f"tvmq.{name}"
+    register_op_attr(full_name, "FInferType", lambda call, _builder: infer(call))
+    register_op_attr(full_name, "FPurity", True)
+    register_op_attr(full_name, "TScriptPrinterName", full_name)
+    REFERENCES[full_name] = reference
+
+
+def _call(name: str, arguments: Sequence[relax.Expr], **attributes: Any) -> Call:
+    attrs = make_node("ir.DictAttrs", **attributes) if attributes else None
+    return Call(Op.get(f"tvmq.{name}"), list(arguments), attrs)
+
+
+def is_call(expr: Any, *names: str) -> bool:
+    """Whether ``expr`` is a call of one of the operators, such as ``"relax.add"`` or ``"tvmq.conv2d"``."""
+    return isinstance(expr, Call) and isinstance(expr.op, Op) and expr.op.name in names
+
+
+def _shape(expr: relax.Expr) -> list:
+    return list(expr.ty.shape)
+
+
+def _window_output(size: Any, kernel: int, stride: int, before: int, after: int, dilation: int, ceil: bool = False) -> Any:
+    room = size + before + after - dilation * (kernel - 1) - 1
+    if ceil:
+        # A window may start in the padding after the image only if it still touches the image or the padding before.
+        outputs = -(-room // stride) + 1
+        return outputs - 1 if (outputs - 1) * stride >= size + before else outputs
+    return room // stride + 1
+
+
+def _integers(values: Any) -> list[int]:
+    return [int(value) for value in values]
+
+
+# --- values and codes -------------------------------------------------------------------------------------------
+
+
+def quantize(x: relax.Expr, thresholds: relax.Expr, codes: relax.Expr) -> Call:
+    """Codes of floats: ``codes[number of thresholds <= x]``.
+
+    Parameters
+    ----------
+    x : float32 of any shape
+    thresholds : float32 of shape (T,), ascending
+    codes : uint8 of shape (T + 1,)
+        Code of each level, in ascending order of the levels' input ranges.
+
+    Returns
+    -------
+    Call of type uint8, shape of ``x``
+    """
+    return _call("quantize", [x, thresholds, codes])
+
+
+def _quantize_reference(_call: Call, x: np.ndarray, thresholds: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    below = np.searchsorted(thresholds, x, side="right")
+    return codes[np.where(np.isnan(x), 0, below)]
+
+
+_define("quantize", lambda call: relax.TensorType(_shape(call.args[0]), "uint8"), _quantize_reference)
+
+
+def dequantize(codes: relax.Expr, coefficients: relax.Expr, offset: relax.Expr, scale: relax.Expr) -> Call:
+    """Values of codes: ``scale * (offset + sum_i coefficients[..., i] * bit_i(code))``.
+
+    Parameters
+    ----------
+    codes : uint8 of any shape
+    coefficients : int32 or float32 of shape (P,) or (O, P)
+    offset : of the same dtype, shape () or (O,)
+    scale : float32 of shape () or (O,)
+        Arrays per channel go along the first axis of ``codes``.
+
+    Returns
+    -------
+    Call of type float32, shape of ``codes``
+    """
+    return _call("dequantize", [codes, coefficients, offset, scale])
+
+
+_define(
+    "dequantize",
+    lambda call: relax.TensorType(_shape(call.args[0]), "float32"),
+    lambda _call, codes, coefficients, offset, scale: Encoding(coefficients, offset, scale).values(codes),
+)
+
+
+# --- exact integers ---------------------------------------------------------------------------------------------
+
+
+def _encoding_attributes(x: Encoding, w: Encoding) -> dict[str, Any]:
+    return {
+        "x_coefficients": x.coefficients.tolist(),
+        "x_offset": int(x.offset),
+        "w_coefficients": w.coefficients.tolist(),
+        "w_offset": int(w.offset),
+    }
+
+
+def operand_encodings(call: Call) -> tuple[Encoding, Encoding]:
+    """Encodings (activations, weights) of a ``tvmq.conv2d`` or ``tvmq.dense``, with scale 1."""
+    return tuple(  # type: ignore[return-value]
+        Encoding(
+            np.array(_integers(call.attrs[f"{operand}_coefficients"])), np.array(int(call.attrs[f"{operand}_offset"]))
+        )
+        for operand in "xw"
+    )
+
+
+def conv2d(
+    x: relax.Expr,
+    w: relax.Expr,
+    x_encoding: Encoding,
+    w_encoding: Encoding,
+    strides: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0, 0, 0),
+    dilation: Sequence[int] = (1, 1),
+) -> Call:
+    """Exact integer convolution of codes; padding is the real number zero.
+
+    Parameters
+    ----------
+    x : uint8 codes of shape (N, C, H, W)
+    w : uint8 codes of shape (O, C, KH, KW)
+    x_encoding, w_encoding : Encoding
+        Integer encodings; their scales are ignored, the result is in units of both.
+    strides, dilation : (int, int)
+    padding : (top, left, bottom, right)
+
+    Returns
+    -------
+    Call of type int32, shape (N, O, OH, OW)
+    """
+    return _call(
+        "conv2d",
+        [x, w],
+        strides=_integers(strides),
+        padding=_integers(padding),
+        dilation=_integers(dilation),
+        **_encoding_attributes(x_encoding, w_encoding),
+    )
+
+
+def _conv2d_type(call: Call) -> relax.TensorType:
+    batch, _, height, width = _shape(call.args[0])
+    channels, _, kernel_height, kernel_width = _shape(call.args[1])
+    strides, dilation = _integers(call.attrs["strides"]), _integers(call.attrs["dilation"])
+    top, left, bottom, right = _integers(call.attrs["padding"])
+    rows = _window_output(height, kernel_height, strides[0], top, bottom, dilation[0])
+    columns = _window_output(width, kernel_width, strides[1], left, right, dilation[1])
+    return relax.TensorType([batch, channels, rows, columns], "int32")
+
+
+def _windows(x: np.ndarray, kernel: tuple[int, int], attrs: Any, fill: int = 0) -> np.ndarray:
+    """Sliding windows: (N, C, H, W) to (N, C, OH, OW, KH, KW), as a view of the padded array."""
+    strides, dilation = _integers(attrs["strides"]), _integers(attrs["dilation"])
+    top, left, bottom, right = _integers(attrs["padding"])
+    padded = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=fill)
+    reach = [dilation[axis] * (kernel[axis] - 1) + 1 for axis in (0, 1)]
+    windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=(2, 3))
+    return windows[:, :, :: strides[0], :: strides[1], :: dilation[0], :: dilation[1]]
+
+
+def _exact_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Integer matrix product through float64 BLAS, which is exact below 2**53."""
+    return (a.astype(np.float64) @ b.astype(np.float64)).astype(np.int64).astype(np.int32)
+
+
+def _conv2d_reference(call: Call, x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    x_encoding, w_encoding = operand_encodings(call)
+    kernel = w.shape[2:]
+    windows = _windows(x_encoding.units(x), kernel, call.attrs)
+    batch, _, rows, columns = windows.shape[:4]
+    matrix = windows.transpose(0, 2, 3, 1, 4, 5).reshape(batch * rows * columns, -1)
+    product = _exact_product(matrix, w_encoding.units(w).reshape(len(w), -1).T)
+    return np.ascontiguousarray(product.reshape(batch, rows, columns, len(w)).transpose(0, 3, 1, 2))
+
+
+_define("conv2d", _conv2d_type, _conv2d_reference)
+
+
+def dense(x: relax.Expr, w: relax.Expr, x_encoding: Encoding, w_encoding: Encoding) -> Call:
+    """Exact integer matrix product of codes.
+
+    Parameters
+    ----------
+    x : uint8 codes of shape (N, K)
+    w : uint8 codes of shape (O, K)
+    x_encoding, w_encoding : Encoding
+        As for :func:`conv2d`.
+
+    Returns
+    -------
+    Call of type int32, shape (N, O)
+    """
+    return _call("dense", [x, w], **_encoding_attributes(x_encoding, w_encoding))
+
+
+def _dense_reference(call: Call, x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    x_encoding, w_encoding = operand_encodings(call)
+    return _exact_product(x_encoding.units(x), w_encoding.units(w).T)
+
+
+_define(
+    "dense",
+    lambda call: relax.TensorType([_shape(call.args[0])[0], _shape(call.args[1])[0]], "int32"),
+    _dense_reference,
+)
+
+
+def threshold(accumulator: relax.Expr, thresholds: relax.Expr, codes: relax.Expr) -> Call:
+    """Codes of integers: ``codes[number of thresholds of the channel <= accumulator]``.
+
+    Parameters
+    ----------
+    accumulator : int32 of shape (N, C, ...)
+    thresholds : int32 of shape (T, C), ascending along T
+    codes : uint8 of shape (T + 1,)
+
+    Returns
+    -------
+    Call of type uint8, shape of ``accumulator``
+    """
+    return _call("threshold", [accumulator, thresholds, codes])
+
+
+def _per_channel(array: np.ndarray, ndim: int) -> np.ndarray:
+    """Shape (C,) to (C, 1, ..) so that it broadcasts along axis 1."""
+    return array.reshape(-1, *([1] * (ndim - 2)))
+
+
+def _threshold_reference(
+    _call: Call, accumulator: np.ndarray, thresholds: np.ndarray, codes: np.ndarray
+) -> np.ndarray:
+    level = np.zeros(accumulator.shape, np.uint8)
+    for row in thresholds:
+        level += accumulator >= _per_channel(row, accumulator.ndim)
+    return codes[level]
+
+
+_define("threshold", lambda call: relax.TensorType(_shape(call.args[0]), "uint8"), _threshold_reference)
+
+
+def affine(x: relax.Expr, scale: relax.Expr, offset: relax.Expr) -> Call:
+    """``scale * x + offset`` per channel, as float32 with a single rounding.
+
+    Parameters
+    ----------
+    x : int32 or float32 of shape (N, C, ...)
+    scale, offset : float32 of shape (C,)
+
+    Returns
+    -------
+    Call of type float32, shape of ``x``
+
+    Notes
+    -----
+    A fused multiply-add by definition, so that compilers on every target agree to the last bit: unfused, some
+    contract it and some do not.
+    """
+    return _call("affine", [x, scale, offset])
+
+
+def fused_multiply_add(x: np.ndarray, scale: np.ndarray, offset: np.ndarray) -> np.ndarray:
+    """``x * scale + offset`` in float32 with one rounding.
+
+    Parameters
+    ----------
+    x, scale, offset : float32 arrays that broadcast
+
+    Returns
+    -------
+    float32 array
+
+    Notes
+    -----
+    The product of two float32 is exact in float64; the sum is rounded there *to odd*, which keeps the second rounding,
+    to float32, from rounding twice (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008).
+    """
+    product = np.asarray(x, np.float64) * np.asarray(scale, np.float64)
+    addend = np.broadcast_to(np.asarray(offset, np.float64), product.shape)
+    total = product + addend
+    # Knuth's two-sum: the exact rounding error of the line above.
+    virtual = total - product
+    error = (product - (total - virtual)) + (addend - virtual)
+    even = (np.ascontiguousarray(total).view(np.int64) & 1) == 0
+    inexact = np.isfinite(total) & (error != 0)
+    odd = np.where(inexact & even, np.nextafter(total, np.where(error > 0, np.inf, -np.inf)), total)
+    return odd.astype(np.float32)
+
+
+def _affine_reference(_call: Call, x: np.ndarray, scale: np.ndarray, offset: np.ndarray) -> np.ndarray:
+    return fused_multiply_add(x.astype(np.float32), _per_channel(scale, x.ndim), _per_channel(offset, x.ndim))
+
+
+_define("affine", lambda call: relax.TensorType(_shape(call.args[0]), "float32"), _affine_reference)
+
+
+def max_pool2d(
+    codes: relax.Expr,
+    minimum: relax.Expr,
+    pool_size: Sequence[int],
+    strides: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0, 0, 0),
+    dilation: Sequence[int] = (1, 1),
+    ceil_mode: bool = False,
+) -> Call:
+    """Largest code of each window, or the smallest in channels where ``minimum`` is 1; padding never wins.
+
+    Parameters
+    ----------
+    codes : uint8 of shape (N, C, H, W)
+    minimum : uint8 of shape (C,)
+    pool_size, strides, dilation : (int, int)
+    padding : (top, left, bottom, right)
+    ceil_mode : bool
+        Whether partial windows at the end count.
+
+    Returns
+    -------
+    Call of type uint8, shape (N, C, OH, OW)
+    """
+    return _call(
+        "max_pool2d",
+        [codes, minimum],
+        pool_size=_integers(pool_size),
+        strides=_integers(strides),
+        padding=_integers(padding),
+        dilation=_integers(dilation),
+        ceil_mode=int(ceil_mode),
+    )
+
+
+def _max_pool2d_type(call: Call) -> relax.TensorType:
+    batch, channels, height, width = _shape(call.args[0])
+    pool, strides, dilation = (_integers(call.attrs[key]) for key in ("pool_size", "strides", "dilation"))
+    top, left, bottom, right = _integers(call.attrs["padding"])
+    ceil = bool(call.attrs["ceil_mode"])
+    rows = _window_output(height, pool[0], strides[0], top, bottom, dilation[0], ceil)
+    columns = _window_output(width, pool[1], strides[1], left, right, dilation[1], ceil)
+    return relax.TensorType([batch, channels, rows, columns], "uint8")
+
+
+def _max_pool2d_reference(call: Call, codes: np.ndarray, minimum: np.ndarray) -> np.ndarray:
+    flip = _per_channel(minimum, codes.ndim).astype(np.int16) * 255
+    pool, strides, dilation = (_integers(call.attrs[key]) for key in ("pool_size", "strides", "dilation"))
+    top, left, bottom, right = _integers(call.attrs["padding"])
+    rows, columns = (int(size) for size in list(call.ty.shape)[2:])
+    # Extra room at the end for the partial windows of ceil_mode.
+    extra = [
+        max(0, (outputs - 1) * stride + reach * (kernel - 1) + 1 - size - before - after)
+        for outputs, stride, reach, kernel, size, before, after in zip(
+            (rows, columns), strides, dilation, pool, codes.shape[2:], (top, left), (bottom, right), strict=True
+        )
+    ]
+    attrs = {"strides": strides, "dilation": dilation, "padding": [top, left, bottom + extra[0], right + extra[1]]}
+    windows = _windows(codes.astype(np.int16) ^ flip, (pool[0], pool[1]), attrs, fill=-1)
+    best = windows[:, :, :rows, :columns].max(axis=(4, 5))
+    return (best ^ flip).astype(np.uint8)
+
+
+_define("max_pool2d", _max_pool2d_type, _max_pool2d_reference)
+
+
+# --- packed -----------------------------------------------------------------------------------------------------
+
+
+def bitpack(codes: relax.Expr, planes: int, word_bits: int) -> Call:
+    """Codes (N, C, H, W) to words (N, H, W, planes, ceil(C / word_bits)); channel c is bit c % word_bits.
+
+    Parameters
+    ----------
+    codes : uint8 of shape (N, C, H, W)
+    planes : int
+    word_bits : {8, 32}
+
+    Returns
+    -------
+    Call of type uint8 or uint32
+    """
+    return _call("bitpack", [codes], planes=planes, word_bits=word_bits)
+
+
+def _bitpack_type(call: Call) -> relax.TensorType:
+    batch, channels, height, width = _shape(call.args[0])
+    word_bits = int(call.attrs["word_bits"])
+    words = -(-int(channels) // word_bits)
+    return relax.TensorType([batch, height, width, int(call.attrs["planes"]), words], f"uint{word_bits}")
+
+
+def _planes(codes: np.ndarray, planes: int) -> np.ndarray:
+    return np.stack([(codes >> np.uint8(plane)) & np.uint8(1) for plane in range(planes)]).astype(bool)
+
+
+_define(
+    "bitpack",
+    _bitpack_type,
+    lambda call, codes: pack_activations(_planes(codes, int(call.attrs["planes"])), int(call.attrs["word_bits"])),
+)
+
+
+def bitunpack(packed: relax.Expr, channels: int) -> Call:
+    """The inverse of :func:`bitpack`.
+
+    Parameters
+    ----------
+    packed : uint8 or uint32 of shape (N, H, W, P, words)
+    channels : int
+
+    Returns
+    -------
+    Call of type uint8, shape (N, channels, H, W)
+    """
+    return _call("bitunpack", [packed], channels=channels)
+
+
+def _bitunpack_type(call: Call) -> relax.TensorType:
+    batch, height, width, _, _ = _shape(call.args[0])
+    return relax.TensorType([batch, int(call.attrs["channels"]), height, width], "uint8")
+
+
+def _bitunpack_reference(call: Call, packed: np.ndarray) -> np.ndarray:
+    planes = unpack_activations(packed, int(call.attrs["channels"])).astype(np.uint8)
+    return np.bitwise_or.reduce([plane << np.uint8(index) for index, plane in enumerate(planes)])
+
+
+_define("bitunpack", _bitunpack_type, _bitunpack_reference)
+
+
+def im2col_bitpack(
+    codes: relax.Expr,
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    planes: int,
+    word_bits: int,
+) -> Call:
+    """Windows of codes as packed pixels, for first layers: words are full even when channels are few.
+
+    Parameters
+    ----------
+    codes : uint8 of shape (N, C, H, W)
+    kernel, strides, dilation : (int, int)
+    padding : (top, left, bottom, right)
+        Filled with code 0.
+    planes : int
+    word_bits : {8, 32}
+
+    Returns
+    -------
+    Call of shape (N, OH, OW, planes, ceil(KH * KW * C / word_bits)), bits in the order (kh, kw, c)
+    """
+    return _call(
+        "im2col_bitpack",
+        [codes],
+        kernel=_integers(kernel),
+        strides=_integers(strides),
+        padding=_integers(padding),
+        dilation=_integers(dilation),
+        planes=planes,
+        word_bits=word_bits,
+    )
+
+
+def _im2col_bitpack_type(call: Call) -> relax.TensorType:
+    batch, channels, height, width = _shape(call.args[0])
+    kernel, strides, dilation = (_integers(call.attrs[key]) for key in ("kernel", "strides", "dilation"))
+    top, left, bottom, right = _integers(call.attrs["padding"])
+    word_bits = int(call.attrs["word_bits"])
+    rows = _window_output(height, kernel[0], strides[0], top, bottom, dilation[0])
+    columns = _window_output(width, kernel[1], strides[1], left, right, dilation[1])
+    words = -(-int(channels) * kernel[0] * kernel[1] // word_bits)
+    return relax.TensorType([batch, rows, columns, int(call.attrs["planes"]), words], f"uint{word_bits}")
+
+
+def _im2col_bitpack_reference(call: Call, codes: np.ndarray) -> np.ndarray:
+    kernel = _integers(call.attrs["kernel"])
+    windows = _windows(codes, (kernel[0], kernel[1]), call.attrs)
+    batch, _, rows, columns = windows.shape[:4]
+    taps = windows.transpose(0, 4, 5, 1, 2, 3).reshape(batch, -1, rows, columns)
+    return pack_activations(_planes(taps, int(call.attrs["planes"])), int(call.attrs["word_bits"]))
+
+
+_define("im2col_bitpack", _im2col_bitpack_type, _im2col_bitpack_reference)
+
+
+def bitserial_conv2d(
+    data: relax.Expr, weight: relax.Expr, constants: Sequence[relax.Expr], workload: Conv2dWorkload, layer: str = ""
+) -> Call:
+    """One fused kernel: padding, popcount convolution, thresholds (or scale) and packing.
+
+    Parameters
+    ----------
+    data : packed activations of shape (N, H, W, P, words)
+    weight : packed weights, see :func:`tvmq.kernels.packing.pack_weights`
+    constants : expressions
+        Row and column classes where the workload has border classes, then what its epilogue asks for.
+    workload : Conv2dWorkload
+    layer : str
+        The layer's name, for reports.
+
+    Returns
+    -------
+    Call of the epilogue's output type
+    """
+    return _call("bitserial_conv2d", [data, weight, *constants], workload=workload.to_json(), layer=layer)
+
+
+def workload_of(call: Call) -> Conv2dWorkload:
+    """The workload of a ``tvmq.bitserial_conv2d``."""
+    return Conv2dWorkload.from_json(str(call.attrs["workload"]))
+
+
+def _bitserial_conv2d_type(call: Call) -> relax.TensorType:
+    workload = workload_of(call)
+    batch, _, width, _, _ = _shape(call.args[0])
+    # A dense layer is a 1x1 convolution over a row of samples, whose number may be symbolic.
+    columns = workload.out_width if workload.kernel != (1, 1) or workload.height != 1 else width
+    shape = [batch, workload.out_height, columns]
+    if isinstance(workload.epilogue, Thresholds):
+        words = -(-workload.out_channels // workload.word_bits)
+        return relax.TensorType([*shape, workload.epilogue.planes, words], f"uint{workload.word_bits}")
+    dtype = "float32" if isinstance(workload.epilogue, Affine) else "int32"
+    return relax.TensorType([*shape, workload.out_channels], dtype)
+
+
+def _weight_planes(weight: np.ndarray, workload: Conv2dWorkload) -> np.ndarray:
+    """Packed (Ob, KH, KW, P, words, lanes) to booleans (P, Opad, KH, KW, words * word_bits)."""
+    blocks, height, width, planes, words, lanes = weight.shape
+    shifts = np.arange(workload.word_bits, dtype=weight.dtype)
+    bits = (weight[..., None] >> shifts) & weight.dtype.type(1)
+    order = bits.transpose(3, 0, 5, 1, 2, 4, 6)
+    return order.reshape(planes, blocks * lanes, height, width, words * workload.word_bits).astype(bool)
+
+
+def _raw_sums(workload: Conv2dWorkload, data: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """The kernel's ``v``, int64 of shape (N, OH, OW, Opad)."""
+    attrs = {"strides": workload.strides, "padding": workload.padding, "dilation": workload.dilation}
+    filters = _weight_planes(weight, workload)
+    pixels = unpack_activations(data, filters.shape[-1])
+    columns = []
+    for plane in pixels:
+        windows = _windows(plane.astype(np.uint8), workload.kernel, attrs)
+        batch, _, rows, width = windows.shape[:4]
+        columns.append(windows.transpose(0, 2, 3, 4, 5, 1).reshape(batch * rows * width, -1).astype(np.float64))
+    total = np.zeros((len(columns[0]), filters.shape[1]))
+    for i, column in enumerate(columns):
+        count = column.sum(axis=1, keepdims=True)
+        total += workload.activation_multiplier[i] * count
+        for j, plane in enumerate(filters):
+            matrix = plane.reshape(len(plane), -1).astype(np.float64)
+            both = column @ matrix.T
+            if workload.combine == "xor":
+                both = count + matrix.sum(axis=1) - 2 * both
+            total += workload.class_multiplier[workload.plane_class[i][j]] * both
+    return total.astype(np.int64).reshape(batch, rows, width, -1)
+
+
+def _per_pixel(constant: np.ndarray, classes: Sequence[np.ndarray]) -> np.ndarray:
+    """Constants (RC, CC, Opad) to (OH or 1, OW or 1, Opad)."""
+    return constant[classes[0][:, None], classes[1][None, :]] if classes else constant
+
+
+def _bitserial_conv2d_reference(call: Call, data: np.ndarray, weight: np.ndarray, *constants: np.ndarray) -> np.ndarray:
+    workload = workload_of(call)
+    classes, rest = (constants[:2], constants[2:]) if workload.has_border_classes else ((), constants)
+    total = _raw_sums(workload, data, weight)
+    channels = workload.out_channels
+    if isinstance(workload.epilogue, Thresholds):
+        level = sum((total >= _per_pixel(row, classes)).astype(np.uint8) for row in rest[0])
+        codes = np.array(workload.epilogue.codes, np.uint8)[level][..., :channels].transpose(0, 3, 1, 2)
+        return pack_activations(_planes(codes, workload.epilogue.planes), workload.word_bits)
+    integers = (total + _per_pixel(rest[0], classes)).astype(np.int32)[..., :channels]
+    if not isinstance(workload.epilogue, Affine):
+        return integers
+    return fused_multiply_add(integers.astype(np.float32), rest[1][:channels], rest[2][:channels])
+
+
+_define("bitserial_conv2d", _bitserial_conv2d_type, _bitserial_conv2d_reference)
+
+
+def packed_max_pool2d(
+    packed: relax.Expr,
+    flip: relax.Expr,
+    pool_size: Sequence[int],
+    strides: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+) -> Call:
+    """:func:`max_pool2d` on words of one plane: OR, or AND in channels whose bit of ``flip`` is set.
+
+    Parameters
+    ----------
+    packed : uint8 or uint32 of shape (N, H, W, 1, words)
+    flip : of the same dtype, shape (words,)
+    pool_size, strides, padding, dilation, ceil_mode
+        As for :func:`max_pool2d`.
+
+    Returns
+    -------
+    Call of shape (N, OH, OW, 1, words)
+    """
+    return _call(
+        "packed_max_pool2d",
+        [packed, flip],
+        pool_size=_integers(pool_size),
+        strides=_integers(strides),
+        padding=_integers(padding),
+        dilation=_integers(dilation),
+        ceil_mode=int(ceil_mode),
+    )
+
+
+def _packed_max_pool2d_type(call: Call) -> relax.TensorType:
+    batch, height, width, planes, words = _shape(call.args[0])
+    pool, strides, dilation = (_integers(call.attrs[key]) for key in ("pool_size", "strides", "dilation"))
+    top, left, bottom, right = _integers(call.attrs["padding"])
+    ceil = bool(call.attrs["ceil_mode"])
+    rows = _window_output(height, pool[0], strides[0], top, bottom, dilation[0], ceil)
+    columns = _window_output(width, pool[1], strides[1], left, right, dilation[1], ceil)
+    return relax.TensorType([batch, rows, columns, planes, words], call.args[0].ty.dtype)
+
+
+def _packed_max_pool2d_reference(call: Call, packed: np.ndarray, flip: np.ndarray) -> np.ndarray:
+    pool, strides, dilation = (_integers(call.attrs[key]) for key in ("pool_size", "strides", "dilation"))
+    top, left, _, _ = _integers(call.attrs["padding"])
+    rows, columns = (int(size) for size in list(call.ty.shape)[1:3])
+    flipped = packed ^ flip
+    result = np.zeros((len(packed), rows, columns, *packed.shape[3:]), packed.dtype)
+    for y in range(rows):
+        for x in range(columns):
+            for ky in range(pool[0]):
+                for kx in range(pool[1]):
+                    row, column = y * strides[0] + ky * dilation[0] - top, x * strides[1] + kx * dilation[1] - left
+                    if 0 <= row < packed.shape[1] and 0 <= column < packed.shape[2]:
+                        result[:, y, x] |= flipped[:, row, column]
+    return result ^ flip
+
+
+_define("packed_max_pool2d", _packed_max_pool2d_type, _packed_max_pool2d_reference)
+
+
+def constant(array: np.ndarray) -> relax.Expr:
+    """A Relax constant that keeps the array's dtype."""
+    return relax.const(array, str(array.dtype))
+
+
+def is_symbolic(dimension: Any) -> bool:
+    """Whether a dimension of a shape is not a known number."""
+    return not isinstance(dimension, int | tirx.IntImm)
+
+
+def encoding_constants(encoding: Encoding) -> tuple[relax.Expr, relax.Expr, relax.Expr]:
+    """Constants (coefficients, offset, scale), the last three arguments of :func:`dequantize`."""
+    kind = np.int32 if encoding.is_integer else np.float32
+    return (
+        constant(encoding.coefficients.astype(kind)),
+        constant(encoding.offset.astype(kind)),
+        constant(encoding.scale),
+    )

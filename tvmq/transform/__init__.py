@@ -1,0 +1,27 @@
+"""The passes: each one file, one class, and usable alone as an ordinary TVM pass."""
+
+from tvmq.transform.encode_weights import EncodeWeights
+from tvmq.transform.fold_epilogues import FoldEpilogues
+from tvmq.transform.legalize_kernels import LegalizeKernels
+from tvmq.transform.lower_bitserial import LowerBitserial
+from tvmq.transform.mark_opaque import MarkOpaque
+from tvmq.transform.pipeline import fold, folding_passes, lowering_passes, pipeline, scheduling_passes
+from tvmq.transform.propagate_codes import PropagateCodes
+from tvmq.transform.recognize_quantizers import RecognizeQuantizers
+from tvmq.transform.schedule_kernels import ScheduleKernels
+
+__all__ = [
+    "EncodeWeights",
+    "FoldEpilogues",
+    "LegalizeKernels",
+    "LowerBitserial",
+    "MarkOpaque",
+    "PropagateCodes",
+    "RecognizeQuantizers",
+    "ScheduleKernels",
+    "fold",
+    "folding_passes",
+    "lowering_passes",
+    "pipeline",
+    "scheduling_passes",
+]

@@ -1,0 +1,93 @@
+"""Constant weights whose values are levels of an alphabet become codes, where the other operand is quantized.
+
+Before::
+
+    b = tvmq.dequantize(q, ...)
+    conv1 = R.nn.conv2d(b, weight)        # weight: a float constant of ±1, times one scale per output channel
+
+After::
+
+    b = tvmq.dequantize(q, ...)
+    w = tvmq.dequantize(weight_codes, coefficients, offset, scale)
+    conv1 = R.nn.conv2d(b, w)
+
+A product with a float operand stays as it is: there is nothing exact to gain from its weights' alphabet.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.ir import Call
+
+from tvmq import dialect
+from tvmq.bitplanes import BitPlanes, Encoding
+from tvmq.dialect import is_call
+from tvmq.transform.rewriter import BindingRewriter, constant_value
+
+__all__ = ["EncodeWeights", "binary_weight"]
+
+
+def binary_weight(array: np.ndarray) -> BitPlanes | None:
+    """A weight of ±1 times a scale per output channel (or one for all), as bit planes.
+
+    Parameters
+    ----------
+    array : float32 of shape (O, ...)
+
+    Returns
+    -------
+    BitPlanes or None
+        None if the magnitudes within a channel differ, or are zero or not finite.
+    """
+    magnitude = np.abs(array.reshape(len(array), -1))
+    scale = magnitude[:, 0]
+    if not np.all(magnitude == scale[:, None]) or not np.all(scale > 0) or not np.isfinite(scale).all():
+        return None
+    shared = scale[0] if np.all(scale == scale[0]) else scale
+    return BitPlanes((array > 0).astype(np.uint8), Encoding.binary(shared))
+
+
+class _Encoder(BindingRewriter):
+    def bind(self, variable: relax.Var, value: relax.Expr) -> Any:
+        if is_call(value, "relax.nn.conv2d", "relax.matmul"):
+            return self.linear(variable, value)
+        return super().bind(variable, value)
+
+    def linear(self, variable: relax.Var, call: Call) -> relax.Var:
+        data, weight = (self.substitute(argument) for argument in call.args)
+        if is_call(self.definition(data), "tvmq.dequantize"):
+            weight = self.encoded_weight(call, weight, f"{variable.name}_weight")
+        return self.emit(Call(call.op, [data, weight], call.attrs, call.ty_args), variable.name)
+
+    def encoded_weight(self, call: Call, weight: relax.Expr, name: str) -> relax.Expr:
+        """A dequantize of constant codes where the weight is one of two opposite values per output channel."""
+        definition = self.definition(weight)
+        transposed = is_call(definition, "relax.permute_dims")
+        array = constant_value(self.definition(definition.args[0]) if transposed else definition)
+        if array is None or array.dtype != np.float32:
+            return weight
+        is_matmul = is_call(call, "relax.matmul")
+        if is_matmul and array.ndim != 2:
+            return weight
+        if is_matmul and not transposed:
+            array = np.ascontiguousarray(array.T)
+        planes = binary_weight(array)
+        if planes is None:
+            return weight
+        dequantized = self.emit(
+            dialect.dequantize(dialect.constant(planes.codes), *dialect.encoding_constants(planes.encoding)), name
+        )
+        return self.emit(relax.op.permute_dims(dequantized, [1, 0]), f"{name}_transposed") if is_matmul else dequantized
+
+
+@tvm.transform.module_pass(opt_level=0, name="tvmq.EncodeWeights")
+class EncodeWeights:
+    """Two-valued constant weights of quantized products become ``tvmq.dequantize`` of constant codes."""
+
+    def transform_module(self, module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
+        """Apply the pass."""
+        return _Encoder(module).run()

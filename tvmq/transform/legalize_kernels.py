@@ -1,0 +1,186 @@
+"""The ``tvmq.*`` operators become calls of tensor-level functions.
+
+Before::
+
+    c = tvmq.bitserial_conv2d(x, packed_weight, thresholds)      # attributes: the workload, the layer's name
+
+After::
+
+    c = R.call_tir(cls.conv1, (x, packed_weight, thresholds), out_ty=...)   # PrimFunc with the attribute tvmq.kernel
+
+The functions are unscheduled (:class:`tvmq.transform.ScheduleKernels` does that) and named after their layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax, te, tirx
+from tvm.ir import Call
+
+from tvmq import dialect
+from tvmq.bitplanes import Encoding
+from tvmq.kernels import packing
+from tvmq.kernels.conv2d import conv2d
+from tvmq.transform.rewriter import constant_value
+
+__all__ = ["LegalizeKernels"]
+
+Legalization = Callable[[relax.BlockBuilder, Call], relax.Expr]
+
+
+def _extents(shape: Any) -> list[Any]:
+    """Dimensions as Python integers where they are known."""
+    return [int(extent) if isinstance(extent, int | tirx.IntImm) else extent for extent in shape]
+
+
+def _call_tir(builder: relax.BlockBuilder, call: Call, function: tirx.PrimFunc, name: str) -> relax.Expr:
+    variable = builder.add_func(function.without_attr("global_symbol"), name)
+    return relax.call_tir(variable, list(call.args), out_ty=call.ty)
+
+
+def _bitserial_conv2d(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
+    workload = dialect.workload_of(call)
+    batch, _, width, _, _ = _extents(call.args[0].ty.shape)
+    function = conv2d(workload, batch, None if width == workload.width else width)
+    layer = "".join(letter if letter.isalnum() else "_" for letter in str(call.attrs["layer"]))
+    return _call_tir(builder, call, function, layer or "bitserial_conv2d")
+
+
+def _bitpack(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
+    batch, channels, height, width = _extents(call.args[0].ty.shape)
+    function = packing.bitpack(
+        batch, channels, height, width, int(call.attrs["planes"]), int(call.attrs["word_bits"])
+    )
+    return _call_tir(builder, call, function, "bitpack")
+
+
+def _bitunpack(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
+    batch, height, width, planes, _ = _extents(call.args[0].ty.shape)
+    word_bits = int(np.dtype(str(call.args[0].ty.dtype)).itemsize) * 8
+    function = packing.bitunpack(batch, int(call.attrs["channels"]), height, width, planes, word_bits)
+    return _call_tir(builder, call, function, "bitunpack")
+
+
+def _im2col_bitpack(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
+    batch, channels, height, width = _extents(call.args[0].ty.shape)
+    geometry = [tuple(int(v) for v in call.attrs[key]) for key in ("kernel", "strides", "padding", "dilation")]
+    function = packing.im2col_bitpack(
+        batch, channels, height, width, *geometry, int(call.attrs["planes"]), int(call.attrs["word_bits"])
+    )
+    return _call_tir(builder, call, function, "im2col_bitpack")
+
+
+def _quantize(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
+    thresholds, codes = (constant_value(argument) for argument in call.args[1:])
+    shape = _extents(call.args[0].ty.shape)
+    function = packing.quantize(shape, len(thresholds), tuple(codes.tolist()))
+    variable = builder.add_func(function.without_attr("global_symbol"), "quantize")
+    return relax.call_tir(variable, [call.args[0], call.args[1]], out_ty=call.ty)
+
+
+def _packed_max_pool2d(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
+    shape = _extents(call.args[0].ty.shape)
+    attrs = {key: tuple(int(v) for v in call.attrs[key]) for key in ("pool_size", "strides", "padding", "dilation")}
+    rows, columns = _extents(call.ty.shape)[1:3]
+    function = pool.max_pool2d(shape, str(call.args[0].ty.dtype), **attrs, out_height=rows, out_width=columns)
+    return _call_tir(builder, call, function, "packed_max_pool2d")
+
+
+def _dequantize(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
+    """A look-up: there are at most 256 values (per channel of the first axis, if scales differ)."""
+    encoding = Encoding(*(constant_value(argument) for argument in call.args[1:]))
+    codes = np.arange(2**encoding.planes, dtype=np.uint8)
+    rows = max(encoding.scale.size, encoding.offset.size, encoding.coefficients.size // encoding.planes)
+    table = encoding.values(np.broadcast_to(codes, (rows, len(codes))))
+
+    def compute(source: te.Tensor, values: te.Tensor) -> te.Tensor:
+        def value(*index: Any) -> Any:
+            return values[index[0] if rows > 1 else 0, source[index].astype("int32")]
+
+        return te.compute(source.shape, value, name="dequantize")
+
+    return builder.call_te(compute, call.args[0], dialect.constant(table), primfunc_name_hint="dequantize")
+
+
+def _threshold(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
+    codes = constant_value(call.args[2])
+
+    def compute(accumulator: te.Tensor, thresholds: te.Tensor, table: te.Tensor) -> te.Tensor:
+        def code(*index: Any) -> Any:
+            level = tirx.const(0, "int32")
+            for row in range(len(codes) - 1):
+                level = level + (accumulator[index] >= thresholds[row, index[1]]).astype("int32")
+            return table[level]
+
+        return te.compute(accumulator.shape, code, name="threshold")
+
+    return builder.call_te(compute, *call.args, primfunc_name_hint="threshold")
+
+
+def _affine(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
+    def compute(x: te.Tensor, scale: te.Tensor, offset: te.Tensor) -> te.Tensor:
+        def value(*index: Any) -> Any:
+            operands = (x[index].astype("float32"), scale[index[1]], offset[index[1]])
+            # llvm.fma rounds once on every target, unlike a product and a sum, which some targets contract.
+            return tirx.call_llvm_pure_intrin("float32", "llvm.fma", *operands)
+
+        return te.compute(x.shape, value, name="affine")
+
+    return builder.call_te(compute, *call.args, primfunc_name_hint="affine")
+
+
+def _max_pool2d(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
+    """Codes that were never packed: windows one by one, with the order reversed where the minimum is wanted."""
+    pool_size, strides, dilation = (
+        [int(v) for v in call.attrs[key]] for key in ("pool_size", "strides", "dilation")
+    )
+    top, left, _, _ = (int(v) for v in call.attrs["padding"])
+    height, width = call.args[0].ty.shape[2], call.args[0].ty.shape[3]
+
+    def compute(codes: te.Tensor, minimum: te.Tensor) -> te.Tensor:
+        ky, kx = te.reduce_axis((0, pool_size[0]), "ky"), te.reduce_axis((0, pool_size[1]), "kx")
+
+        def best(n: Any, c: Any, y: Any, x: Any) -> Any:
+            row = y * strides[0] + ky * dilation[0] - top
+            column = x * strides[1] + kx * dilation[1] - left
+            inside = tirx.all(row >= 0, row < height, column >= 0, column < width)
+            code = codes[n, c, row, column].astype("int32") ^ (minimum[c].astype("int32") * 255)
+            return te.max(tirx.if_then_else(inside, code, tirx.const(-1, "int32")), axis=[ky, kx])
+
+        pooled = te.compute(call.ty.shape, best, name="pooled")
+        return te.compute(
+            call.ty.shape,
+            lambda n, c, y, x: (pooled[n, c, y, x] ^ (minimum[c].astype("int32") * 255)).astype("uint8"),
+            name="max_pool2d",
+        )
+
+    return builder.call_te(compute, *call.args, primfunc_name_hint="max_pool2d")
+
+
+
+
+LEGALIZATIONS: dict[str, Legalization] = {
+    "tvmq.affine": _affine,
+    "tvmq.bitpack": _bitpack,
+    "tvmq.bitserial_conv2d": _bitserial_conv2d,
+    "tvmq.bitunpack": _bitunpack,
+    "tvmq.dequantize": _dequantize,
+    "tvmq.im2col_bitpack": _im2col_bitpack,
+    "tvmq.max_pool2d": _max_pool2d,
+    "tvmq.packed_max_pool2d": _packed_max_pool2d,
+    "tvmq.quantize": _quantize,
+    "tvmq.threshold": _threshold,
+}
+
+
+@tvm.transform.module_pass(opt_level=0, name="tvmq.LegalizeKernels")
+class LegalizeKernels:
+    """``tvmq.*`` calls become ``call_tir``; TVM's own operators follow their own legalization."""
+
+    def transform_module(self, module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
+        """Apply the pass."""
+        return relax.transform.LegalizeOps(LEGALIZATIONS)(module)
