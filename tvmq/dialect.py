@@ -22,9 +22,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import tvm_ffi
 from tvm import relax, tirx
 from tvm.ir import Call, Op, make_node, register_op_attr
 
+from tvmq import errors
 from tvmq.bitplanes import Encoding
 from tvmq.kernels.packing import pack_activations, unpack_activations
 from tvmq.kernels.workload import Affine, Conv2dWorkload, Thresholds
@@ -51,6 +53,10 @@ __all__ = [
     "threshold",
     "workload_of",
 ]
+
+# A pass is called through C++, which hands an error on by the name of its class: these are ours.
+for _name in ("BundleError", "InputError", "ModelError", "TargetError", "ToolchainError", "UnsupportedOperatorError"):
+    tvm_ffi.register_error(_name, getattr(errors, _name))
 
 Reference = Callable[..., np.ndarray]
 REFERENCES: dict[str, Reference] = {}

@@ -146,11 +146,11 @@ def integer_thresholds(
 
     low = np.full(shape, -bound - 1, np.int64)  # "not reached"
     high = np.full(shape, bound + 1, np.int64)  # "reached", or never
-    while np.any(high - low > 1):
+    while np.any(open_ := high - low > 1):
         middle = (low + high) // 2
         hit = reached(middle)
-        high = np.where(hit, middle, high)
-        low = np.where(hit, low, middle)
+        high = np.where(open_ & hit, middle, high)
+        low = np.where(open_ & ~hit, middle, low)
     result = np.where(high > bound, NEVER, np.where(high == -bound, ALWAYS, high))
     return result.astype(np.int32)
 
@@ -365,7 +365,8 @@ def _batch_norm(call: Call, epilogue: _Epilogue) -> _Function | None:
         gamma = np.ones_like(mean)
     if not bool(call.attrs["center"]):
         beta = np.zeros_like(mean)
-    deviation = np.sqrt(variance + float(call.attrs["epsilon"]))
+    with np.errstate(invalid="ignore"):
+        deviation = np.sqrt(variance + float(call.attrs["epsilon"]))
     healthy = all(np.isfinite(parameter).all() for parameter in (gamma, beta, mean, deviation)) and np.all(deviation > 0)
     if not healthy:
         raise ModelError(

@@ -23,7 +23,7 @@ from tvm.ir import Call
 
 from tvmq import dialect
 from tvmq.bitplanes import Encoding
-from tvmq.kernels import packing
+from tvmq.kernels import packing, pool
 from tvmq.kernels.conv2d import conv2d
 from tvmq.transform.rewriter import constant_value
 
@@ -69,7 +69,7 @@ def _im2col_bitpack(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
     batch, channels, height, width = _extents(call.args[0].ty.shape)
     geometry = [tuple(int(v) for v in call.attrs[key]) for key in ("kernel", "strides", "padding", "dilation")]
     function = packing.im2col_bitpack(
-        batch, channels, height, width, *geometry, int(call.attrs["planes"]), int(call.attrs["word_bits"])
+        batch, channels, height, width, int(call.attrs["planes"]), int(call.attrs["word_bits"]), *geometry
     )
     return _call_tir(builder, call, function, "im2col_bitpack")
 
@@ -83,10 +83,25 @@ def _quantize(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
 
 
 def _packed_max_pool2d(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
-    shape = _extents(call.args[0].ty.shape)
-    attrs = {key: tuple(int(v) for v in call.attrs[key]) for key in ("pool_size", "strides", "padding", "dilation")}
+    batch, height, width, planes, words = _extents(call.args[0].ty.shape)
+    word_bits = int(np.dtype(str(call.args[0].ty.dtype)).itemsize) * 8
+    pool_size, strides, padding, dilation = (
+        tuple(int(v) for v in call.attrs[key]) for key in ("pool_size", "strides", "padding", "dilation")
+    )
     rows, columns = _extents(call.ty.shape)[1:3]
-    function = pool.max_pool2d(shape, str(call.args[0].ty.dtype), **attrs, out_height=rows, out_width=columns)
+    function = pool.max_pool2d(
+        batch,
+        height,
+        width,
+        words,
+        word_bits,
+        kernel=pool_size,
+        strides=strides,
+        padding=padding[:2],
+        out_size=(rows, columns),
+        planes=planes,
+        dilation=dilation,
+    )
     return _call_tir(builder, call, function, "packed_max_pool2d")
 
 

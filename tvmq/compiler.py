@@ -1,0 +1,204 @@
+"""The corridor: a model and a target in, a bundle out."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from tvmq import __version__
+from tvmq.errors import InputError, ModelError
+from tvmq.golden import interpret
+from tvmq.layers import layer_rows
+from tvmq.model import Model
+from tvmq.runtime.bundle import Bundle
+from tvmq.runtime.machine import this_machine
+from tvmq.runtime.tensors import check_inputs as checked
+from tvmq.runtime.toolchain import export_library, find_compiler
+from tvmq.target import Target, get_target
+from tvmq.transform import folding_passes, lowering_passes, scheduling_passes
+
+__all__ = ["compile"]
+
+SELF_CHECK_SEED = 0
+SELF_CHECK_BATCH = 2
+
+
+def compile(
+    model: Model,
+    target: str | Target | Sequence[str | Target] = "host",
+    *,
+    check_inputs: Sequence[Any] | None = None,
+    debug_dir: str | os.PathLike[str] | None = None,
+    verify: bool = False,
+) -> Bundle:
+    """Compile a model for one or more targets.
+
+    Parameters
+    ----------
+    model : Model
+        From :func:`tvmq.load`.
+    target : str, Target or sequence of them
+        Names of files in ``targets/``, or ``"host"``.
+    check_inputs : sequence of arrays, optional
+        One array per input, stored with the outputs that they must give; a few seeded random samples by default.
+    debug_dir : path-like, optional
+        Folder in which the module after every pass is left as text.
+    verify : bool
+        Run the module after every pass that numpy can still interpret, and the library where it runs on this machine,
+        and compare with the golden executor.
+
+    Returns
+    -------
+    Bundle
+
+    Raises
+    ------
+    TargetError
+        For an unknown target.
+    ToolchainError
+        If a cross compiler is missing.
+    InputError
+        If ``check_inputs`` do not fit the model.
+    ModelError
+        If the model cannot be compiled, or ``verify`` finds a difference.
+    """
+    if not isinstance(model, Model):
+        raise InputError(f"compile takes a tvmq.Model (from tvmq.load), not {type(model).__name__}")
+    names = [target] if isinstance(target, str | Target) else list(target)
+    targets = [get_target(name) if isinstance(name, str) else name for name in names]
+    if not targets:
+        raise InputError("compile needs at least one target; `tvmq targets` lists them")
+    for core in targets:
+        find_compiler(core)  # before any work
+    inputs = checked(model.inputs, random_inputs(model) if check_inputs is None else check_inputs)
+    outputs = model.run(*inputs)
+
+    libraries, layers = {}, {}
+    for core in targets:
+        stages = _Stages(Path(debug_dir) / core.name if debug_dir is not None else None)
+        libraries[core.name], layers[core.name] = _build(model, core, stages, (inputs, outputs) if verify else None)
+    bundle = Bundle(
+        manifest={
+            "tvmq": __version__,
+            "tvm": tvm.__version__,
+            "name": model.name,
+            "inputs": [_as_dict(spec) for spec in model.inputs],
+            "outputs": [_as_dict(spec) for spec in model.outputs],
+            "targets": {
+                core.name: {
+                    "triple": core.triple,
+                    "mcpu": core.mcpu,
+                    "required_cpu_flags": list(core.required_cpu_flags),
+                }
+                for core in targets
+            },
+            "layers": layers,
+        },
+        model_json=model.to_json(),
+        libraries=libraries,
+        check_inputs=inputs,
+        check_outputs=outputs,
+    )
+    if verify:
+        _verify_bundle(bundle, targets)
+    return bundle
+
+
+def random_inputs(model: Model) -> list[np.ndarray]:
+    """Seeded inputs for a self-check: floats in [0, 1) in steps of 1/256, integers 0 to 9.
+
+    Parameters
+    ----------
+    model : Model
+
+    Returns
+    -------
+    list of arrays
+        One per input; a dynamic batch gets two samples.
+    """
+    random = np.random.default_rng(SELF_CHECK_SEED)
+    arrays = []
+    for spec in model.inputs:
+        shape = [SELF_CHECK_BATCH if extent is None else extent for extent in spec.shape]
+        if np.issubdtype(np.dtype(spec.dtype), np.floating):
+            arrays.append((random.integers(0, 256, shape) / 256).astype(spec.dtype))
+        else:
+            arrays.append(random.integers(0, 10, shape).astype(spec.dtype))
+    return arrays
+
+
+class _Stages:
+    """Leaves the module after each pass in a folder, if one was asked for."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self.count = 0
+
+    def __call__(self, name: str, module: tvm.IRModule) -> None:
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{self.count:02d}-{name.rsplit('.', maxsplit=1)[-1]}.py"
+        temporary = path.with_suffix(".part")
+        temporary.write_text(module.script(show_meta=False), encoding="utf-8")
+        temporary.replace(path)
+        self.count += 1
+
+
+def _build(
+    model: Model, core: Target, stages: _Stages, truth: tuple[list[np.ndarray], list[np.ndarray]] | None
+) -> tuple[bytes, list[dict[str, Any]]]:
+    """Library and layers of one target."""
+    stages("source", model.module)
+    module = model.module
+    folding, lowering = folding_passes(), lowering_passes(core)
+    for item in folding:
+        module = item(module)
+        stages(item.info.name, module)
+    for item in lowering:
+        module = item(module)
+        stages(item.info.name, module)
+        if truth is not None:
+            _verify_stage(item.info.name, module, truth)
+    rows = layer_rows(module, core)
+    for item in scheduling_passes(core):
+        module = item(module)
+        stages(item.info.name, module)
+    with core.tvm_target() as tvm_target, tvm.transform.PassContext(opt_level=3):
+        executable = tvm.compile(module, target=tvm_target, relax_pipeline=relax.get_pipeline("default_build"))
+    rows.name_functions(module)
+    for row in rows.warnings:
+        warnings.warn(row, UserWarning, stacklevel=3)
+    return export_library(executable, core), rows.as_dicts()
+
+
+def _verify_stage(stage: str, module: tvm.IRModule, truth: tuple[list[np.ndarray], list[np.ndarray]]) -> None:
+    inputs, outputs = truth
+    for index, (expected, actual) in enumerate(zip(outputs, interpret(module, inputs), strict=True)):
+        different = int(np.sum(expected != actual))
+        if different:
+            raise ModelError(
+                f"after pass {stage}: {different} of {expected.size} elements of output {index} differ from the golden "
+                "executor; this is a bug of tvmq, please report it with the network"
+            )
+
+
+def _verify_bundle(bundle: Bundle, targets: Sequence[Target]) -> None:
+    machine = this_machine()
+    for core in targets:
+        if machine.obstacle(core.triple, core.required_cpu_flags) is not None:
+            continue
+        differences = bundle.check(core.name)
+        if differences:
+            raise ModelError(f"target '{core.name}': {differences[0]}; this is a bug of tvmq, please report it")
+
+
+def _as_dict(spec: Any) -> dict[str, Any]:
+    return {"name": spec.name, "shape": list(spec.shape), "dtype": spec.dtype}

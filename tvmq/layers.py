@@ -1,0 +1,164 @@
+"""What became of each layer, and why: the rows of a receipt, read off the lowered module."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax, tirx
+from tvm.ir import Call, GlobalVar
+
+from tvmq import dialect
+from tvmq.dialect import is_call
+from tvmq.target import Target
+from tvmq.transform.rewriter import constant_value
+
+__all__ = ["Layer", "LayerRows", "layer_rows"]
+
+FLOAT_OPERATORS = {"relax.nn.conv2d": "conv2d", "relax.matmul": "dense"}
+
+
+@dataclass
+class Layer:
+    """One row: see :class:`tvmq.report.receipt.LayerLine` for what the fields mean."""
+
+    name: str
+    operator: str
+    weight_bits: int
+    activation_bits: int
+    kernel: str
+    reason: str
+    macs: int
+    bytes_float: int
+    bytes_packed: int
+    function: str | None = None
+    predicted_cycles: float | None = None
+    seconds: float | None = None
+
+
+@dataclass
+class LayerRows:
+    """All rows of one target, in order of execution, and the warnings that the user should see."""
+
+    layers: list[Layer] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def name_functions(self, module: tvm.IRModule) -> None:
+        """Fill in which function runs each layer.
+
+        Parameters
+        ----------
+        module : tvm.IRModule
+            The scheduled module; its calls are in the order of the layers.
+        """
+        calls = [
+            str(binding.value.args[0].name_hint)
+            for block in module["main"].body.blocks
+            for binding in block.bindings
+            if is_call(binding.value, "relax.call_tir") and _is_product(module, binding.value.args[0])
+        ]
+        if len(calls) == len(self.layers):
+            for layer, function in zip(self.layers, calls, strict=True):
+                layer.function = function
+
+    def as_dicts(self) -> list[dict[str, Any]]:
+        """The rows as the manifest stores them."""
+        return [asdict(layer) for layer in self.layers]
+
+
+def _is_product(module: tvm.IRModule, variable: GlobalVar) -> bool:
+    function = module[variable]
+    if not isinstance(function, tirx.PrimFunc):
+        return False
+    kernel = function.attrs.get("tvmq.kernel") if function.attrs else None
+    if kernel is not None:
+        return str(kernel) == "conv2d"
+    return any(operator in variable.name_hint for operator in ("conv2d", "matmul"))
+
+
+def layer_rows(module: tvm.IRModule, core: Target) -> LayerRows:
+    """Rows for every convolution and matrix product of a lowered module.
+
+    Parameters
+    ----------
+    module : tvm.IRModule
+        After ``LowerBitserial``, before legalization.
+    core : Target
+
+    Returns
+    -------
+    LayerRows
+    """
+    rows = LayerRows()
+    definitions: dict[relax.Var, relax.Expr] = {}
+    for block in module["main"].body.blocks:
+        for binding in block.bindings:
+            definitions[binding.var] = binding.value
+            if is_call(binding.value, "tvmq.bitserial_conv2d"):
+                rows.layers.append(_bitserial(binding.value, core, rows.warnings))
+            elif is_call(binding.value, *FLOAT_OPERATORS):
+                rows.layers.append(_float(binding.var, binding.value, core, definitions))
+    return rows
+
+
+def _bitserial(call: Call, core: Target, warnings: list[str]) -> Layer:
+    workload = dialect.workload_of(call)
+    name = str(call.attrs["layer"])
+    bits = (workload.weight_planes, workload.activation_planes)
+    products = bits[0] * bits[1]
+    binary, int8 = core.mac_per_cycle["binary"] / products, core.mac_per_cycle["int8"]
+    reason = f"{binary:.0f} MAC/cycle against {int8:.0f} in int8"
+    if bits[1] == 8:
+        reason = f"8-bit input as bit planes, {reason}"
+    elif binary < int8:
+        warnings.append(
+            f"layer '{name}': {bits[0]}-bit weights times {bits[1]}-bit activations run at {binary:.0f} MAC/cycle on "
+            f"{core.name}, where int8 could reach {int8:.0f}; fewer bits would be faster"
+        )
+    operator = "dense" if workload.height == 1 and workload.kernel == (1, 1) else "conv2d"
+    weights = workload.out_channels * workload.in_channels * workload.kernel[0] * workload.kernel[1]
+    stored = sum(array.nbytes for array in map(constant_value, call.args[1:]) if array is not None)
+    return Layer(
+        name=name,
+        operator=operator,
+        weight_bits=bits[0],
+        activation_bits=bits[1],
+        kernel=f"bitserial {workload.combine}",
+        reason=reason,
+        macs=workload.macs,
+        bytes_float=4 * weights,
+        bytes_packed=stored,
+        predicted_cycles=workload.macs / binary,
+    )
+
+
+def _float(variable: relax.Var, call: Call, core: Target, definitions: dict[relax.Var, relax.Expr]) -> Layer:
+    weight = call.args[1]
+    output = [int(size) for size in list(call.ty.shape)[1:] if isinstance(size, int | tirx.IntImm)]
+    taps = list(weight.ty.shape)[1:] if is_call(call, "relax.nn.conv2d") else list(weight.ty.shape)[:1]
+    macs = int(np.prod(output)) * int(np.prod([int(size) for size in taps]))
+    size = 4 * int(np.prod([int(extent) for extent in weight.ty.shape]))
+    return Layer(
+        name=variable.name,
+        operator=FLOAT_OPERATORS[call.op.name],
+        weight_bits=32,
+        activation_bits=32,
+        kernel="float",
+        reason=_why_float(call, definitions),
+        macs=macs,
+        bytes_float=size,
+        bytes_packed=size,
+        predicted_cycles=macs / core.mac_per_cycle["float32"],
+    )
+
+
+def _why_float(call: Call, definitions: dict[relax.Var, relax.Expr]) -> str:
+    data = call.args[0]
+    quantized = isinstance(data, relax.Var) and is_call(definitions.get(data), "tvmq.dequantize")
+    if not quantized:
+        return "its input is not quantized"
+    if is_call(call, "relax.nn.conv2d") and int(call.attrs["groups"]) != 1:
+        return "grouped convolutions have no packed kernel"
+    return "its weights are not ±1"
