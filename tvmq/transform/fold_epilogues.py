@@ -45,6 +45,7 @@ from tvmq import dialect
 from tvmq.bitplanes import Encoding
 from tvmq.dialect import is_call
 from tvmq.errors import ModelError
+from tvmq.transform.fold_batch_norms import batch_norm
 from tvmq.transform.propagate_codes import pool_arguments
 from tvmq.transform.rewriter import BindingRewriter, constant_value
 
@@ -356,25 +357,8 @@ def _unary(name: str, call: Call) -> _Function:
 
 
 def _batch_norm(call: Call, epilogue: _Epilogue) -> _Function | None:
-    """Batch norm in inference: ``(x - mean) / sqrt(variance + epsilon) * gamma + beta``."""
-    parameters = [constant_value(argument) for argument in call.args[1:5]]
-    if int(call.attrs["axis"]) != 1 or epilogue.reshaped or any(parameter is None for parameter in parameters):
-        return None
-    gamma, beta, mean, variance = (parameter.astype(np.float64) for parameter in parameters)
-    if not bool(call.attrs["scale"]):
-        gamma = np.ones_like(mean)
-    if not bool(call.attrs["center"]):
-        beta = np.zeros_like(mean)
-    with np.errstate(invalid="ignore"):
-        deviation = np.sqrt(variance + float(call.attrs["epsilon"]))
-    healthy = all(np.isfinite(parameter).all() for parameter in (gamma, beta, mean, deviation)) and np.all(deviation > 0)
-    if not healthy:
-        raise ModelError(
-            f"layer '{epilogue.layer}': the batch norm after it has a NaN, infinite or negative-variance parameter; "
-            "check the trained weights"
-        )
-    factor = gamma / deviation
-    return _affine(lambda x: (x - mean) / deviation * gamma + beta, factor, beta - mean * factor)
+    norm = None if epilogue.reshaped else batch_norm(call, epilogue.layer)
+    return None if norm is None else _affine(norm, norm.scale, norm.offset)
 
 
 @tvm.transform.module_pass(opt_level=0, name="tvmq.FoldEpilogues")

@@ -1,0 +1,272 @@
+"""Integer products become packed kernels; what the lowered network computes is compared with the folded one."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tvm
+from tvm import relax
+from tvm.script import ir as I
+from tvm.script import relax as R
+
+from tvmq import golden
+from tvmq.bitplanes import Encoding
+from tvmq.dialect import (
+    affine,
+    bitpack,
+    bitserial_conv2d,
+    bitunpack,
+    constant,
+    conv2d,
+    dense,
+    is_call,
+    max_pool2d,
+    packed_max_pool2d,
+    threshold,
+    workload_of,
+)
+from tvmq.kernels.packing import pack_weights
+from tvmq.kernels.workload import Affine, Conv2dWorkload, Integer, Thresholds
+from tvmq.target import get_target
+from tvmq.transform import LowerBitserial
+
+BINARY, UNSIGNED = Encoding.binary(), Encoding.unsigned(8)
+BITS = constant(np.array([0, 1], np.uint8))
+WIDE, BYTES = get_target("x86-avx512-vpopcntdq"), get_target("raspberry-pi-4")
+NEVER = np.iinfo(np.int32).max
+WEIGHT = np.random.default_rng(0).integers(0, 2, (32, 64, 3, 3), dtype=np.uint8)
+THRESHOLDS = np.arange(-16, 16, dtype=np.int32).reshape(1, 32)
+
+
+def workload(**changes) -> Conv2dWorkload:
+    base = Conv2dWorkload(
+        height=6,
+        width=6,
+        in_channels=64,
+        out_channels=32,
+        kernel=(3, 3),
+        strides=(1, 1),
+        padding=(0, 0, 0, 0),
+        dilation=(1, 1),
+        activation_planes=1,
+        weight_planes=1,
+        combine="xor",
+        plane_class=((0,),),
+        class_multiplier=(-1,),
+        activation_multiplier=(0,),
+        row_classes=1,
+        col_classes=1,
+        word_bits=32,
+        lanes=16,
+        epilogue=Thresholds(1, (0, 1), 1),
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def packed(weight: np.ndarray) -> relax.Expr:
+    return constant(pack_weights(weight[None].astype(bool).transpose(0, 1, 3, 4, 2), 32, 16))
+
+
+def test_convolution_threshold_and_pool_stay_packed(assert_same):
+    codes, thresholds = constant(WEIGHT), constant(THRESHOLDS)
+    minimum = constant((np.arange(32) % 2).astype(np.uint8))
+
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(q: R.Tensor((1, 64, 6, 6), "uint8")):
+            with R.dataflow():
+                s = conv2d(q, codes, BINARY, BINARY)
+                c = threshold(s, thresholds, BITS)
+                p = max_pool2d(c, minimum, (2, 2), (2, 2))
+                R.output(p)
+            return p
+
+    weight = packed(WEIGHT)
+    # s = 576 - 2 R, the kernel has v = -R: s >= T is v >= ceil((T - 576) / 2)
+    shifted = constant((-((576 - THRESHOLDS) // 2)).reshape(1, 1, 1, 32).astype(np.int32))
+    flip = constant(np.array([0xAAAAAAAA], np.uint32))
+    kernel = workload()
+
+    @I.ir_module
+    class Expected:
+        @R.function
+        def main(q: R.Tensor((1, 64, 6, 6), "uint8")):
+            with R.dataflow():
+                x = bitpack(q, 1, 32)
+                c = bitserial_conv2d(x, weight, [shifted], kernel, "s")
+                p = packed_max_pool2d(c, flip, (2, 2), (2, 2), (0, 0, 0, 0), (1, 1), False)
+                u = bitunpack(p, 32)
+                R.output(u)
+            return u
+
+    assert_same(LowerBitserial(WIDE)(Before), Expected)
+
+
+def test_last_layer_keeps_its_affine_and_returns_to_channels_first(assert_same):
+    codes = constant(WEIGHT)
+    scale, offset = (constant(np.full(32, value, np.float32)) for value in (0.5, 3.0))
+
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(q: R.Tensor((1, 64, 6, 6), "uint8")):
+            with R.dataflow():
+                s = conv2d(q, codes, BINARY, BINARY)
+                y = affine(s, scale, offset)
+                R.output(y)
+            return y
+
+    weight, bias = packed(WEIGHT), constant(np.full((1, 1, 32), 576, np.int32))
+    kernel = workload(class_multiplier=(-2,), epilogue=Affine())
+
+    @I.ir_module
+    class Expected:
+        @R.function
+        def main(q: R.Tensor((1, 64, 6, 6), "uint8")):
+            with R.dataflow():
+                x = bitpack(q, 1, 32)
+                nhwc = bitserial_conv2d(x, weight, [bias, scale, offset], kernel, "s")
+                y = R.permute_dims(nhwc, [0, 3, 1, 2])
+                R.output(y)
+            return y
+
+    assert_same(LowerBitserial(WIDE)(Before), Expected)
+
+
+def test_integers_that_leave_the_packed_world(assert_same):
+    codes = constant(WEIGHT)
+
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(q: R.Tensor((1, 64, 6, 6), "uint8")):
+            with R.dataflow():
+                s = conv2d(q, codes, BINARY, BINARY)
+                y = R.abs(s)
+                R.output(y)
+            return y
+
+    weight, bias = packed(WEIGHT), constant(np.full((1, 1, 32), 576, np.int32))
+    kernel = workload(class_multiplier=(-2,), epilogue=Integer())
+
+    @I.ir_module
+    class Expected:
+        @R.function
+        def main(q: R.Tensor((1, 64, 6, 6), "uint8")):
+            with R.dataflow():
+                x = bitpack(q, 1, 32)
+                nhwc = bitserial_conv2d(x, weight, [bias], kernel, "s")
+                s = R.permute_dims(nhwc, [0, 3, 1, 2])
+                y = R.abs(s)
+                R.output(y)
+            return y
+
+    assert_same(LowerBitserial(WIDE)(Before), Expected)
+
+
+def test_float_layers_are_left_alone(assert_same):
+    value = constant(np.ones((4, 3, 3, 3), np.float32))
+
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(x: R.Tensor((1, 3, 6, 6), "float32")):
+            with R.dataflow():
+                y = R.nn.conv2d(x, value)
+                z = R.nn.relu(y)
+                R.output(z)
+            return z
+
+    assert_same(LowerBitserial(WIDE)(Before), Before)
+
+
+def calls(module: tvm.IRModule, name: str) -> list:
+    bindings = [binding.value for block in module["main"].body.blocks for binding in block.bindings]
+    return [value for value in bindings if is_call(value, name)]
+
+
+def network(random: np.random.Generator, batch: int, encoding: Encoding, channels: int, geometry: tuple) -> tvm.IRModule:
+    """conv - threshold - pool - conv - threshold - flatten - dense - threshold - dense - affine, on codes."""
+    kernel, stride, padding, dilation = geometry
+    hidden = [int(v) for v in random.integers(1, 70, 3)]
+
+    def weight(*shape: int) -> relax.Expr:
+        return constant(random.integers(0, 2, shape, dtype=np.uint8))
+
+    def levels(count: int, spread: int) -> relax.Expr:
+        return constant(random.integers(-spread, spread + 1, (1, count)).astype(np.int32))
+
+    builder = relax.BlockBuilder()
+    q = relax.Var("q", relax.TensorType((batch, channels, 13, 12), "uint8"))
+    with builder.function("main", [q]):
+        with builder.dataflow():
+            padded = (padding, padding, padding, padding)
+            first = conv2d(
+                q, weight(hidden[0], channels, kernel, kernel), encoding, BINARY, (stride, stride), padded,
+                (dilation, dilation),
+            )
+            s = builder.emit(first)
+            spread = 3 * kernel * int(np.abs(encoding.units(np.arange(2, dtype=np.uint8))).max())
+            c = builder.emit(threshold(s, levels(hidden[0], spread), BITS))
+            minimum = constant(random.integers(0, 2, hidden[0], dtype=np.uint8))
+            c = builder.emit(max_pool2d(c, minimum, (2, 2), (2, 1), (1, 0, 0, 1), (1, 1), True))
+            second = conv2d(c, weight(hidden[1], hidden[0], 3, 3), BINARY, BINARY, (1, 1), (1, 1, 1, 1))
+            c = builder.emit(threshold(builder.emit(second), levels(hidden[1], 12), BITS))
+            flat = builder.emit(relax.op.reshape(c, (batch, -1)))
+            length = int(flat.ty.shape[1])
+            s = builder.emit(dense(flat, weight(hidden[2], length), BINARY, BINARY))
+            c = builder.emit(threshold(s, levels(hidden[2], 20), BITS))
+            s = builder.emit(dense(c, weight(10, hidden[2]), BINARY, BINARY))
+            scale, offset = (constant(random.normal(size=10).astype(np.float32)) for _ in range(2))
+            output = builder.emit_output(affine(s, scale, offset))
+        builder.emit_func_output(output)
+    return builder.get()
+
+
+GEOMETRIES = [(1, 1, 0, 1), (3, 1, 1, 1), (3, 2, 1, 1), (5, 1, 2, 1), (3, 1, 2, 2), (3, 2, 0, 1)]
+
+
+@pytest.mark.parametrize("target", [WIDE, BYTES], ids=lambda target: target.name)
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("encoding, channels", [(BINARY, 3), (BINARY, 40), (UNSIGNED, 1), (UNSIGNED, 3)])
+def test_lowered_networks_are_exact(target, geometry, encoding, channels):
+    seed = sum(geometry) * 100 + channels
+    module = network(np.random.default_rng(seed), 2, encoding, channels, geometry)
+    lowered = LowerBitserial(target)(module)
+    text = lowered.script(show_meta=False)
+    assert not any(name in text for name in ('"tvmq.conv2d"', '"tvmq.dense"', "tvmq.threshold", "bitunpack"))
+    q = np.random.default_rng(seed).integers(0, 2**encoding.planes, (2, channels, 13, 12), dtype=np.uint8)
+    np.testing.assert_array_equal(golden.interpret(lowered, [q])[0], golden.interpret(module, [q])[0])
+
+
+def test_a_first_layer_of_few_channels_packs_its_windows():
+    module = network(np.random.default_rng(0), 1, UNSIGNED, 3, (3, 1, 1, 1))
+    lowered = LowerBitserial(WIDE)(module)
+    assert len(calls(lowered, "tvmq.im2col_bitpack")) == 1
+    first = workload_of(calls(lowered, "tvmq.bitserial_conv2d")[0])
+    assert (first.kernel, first.in_channels, first.activation_planes) == ((1, 1), 27, 8)
+    assert not first.has_border_classes  # code 0 of an unsigned input is the number 0
+
+
+def test_border_classes_only_where_zero_bits_are_not_zero():
+    module = network(np.random.default_rng(0), 1, BINARY, 64, (3, 1, 1, 1))
+    kernels = [workload_of(call) for call in calls(LowerBitserial(WIDE)(module), "tvmq.bitserial_conv2d")]
+    assert [(kernel.row_classes, kernel.col_classes) for kernel in kernels] == [(3, 3), (3, 3), (1, 1), (1, 1)]
+
+
+def test_padded_channels_never_reach_their_threshold():
+    module = network(np.random.default_rng(3), 1, BINARY, 64, (3, 1, 1, 1))
+    call = calls(LowerBitserial(WIDE)(module), "tvmq.bitserial_conv2d")[0]
+    channels = workload_of(call).out_channels
+    assert channels % 32
+    assert (call.args[-1].value.numpy()[..., channels:] == NEVER).all()
+
+
+def test_a_dense_layer_after_a_flattened_image_reads_it_in_place():
+    module = network(np.random.default_rng(0), 2, BINARY, 40, (3, 1, 1, 1))
+    kernels = [workload_of(call) for call in calls(LowerBitserial(WIDE)(module), "tvmq.bitserial_conv2d")]
+    assert kernels[2].kernel == (kernels[2].height, kernels[2].width) != (1, 1)
+    assert kernels[3].kernel == (1, 1)
