@@ -9,11 +9,15 @@ from torch import nn
 
 import tvmq
 from tvmq.errors import InputError, ModelError, TargetError, ToolchainError
-from tvmq.runtime.machine import this_machine
+from tvmq.machine import this_machine
 from tvmq.target import get_target
 
 X86 = ["x86-avx2", "x86-avx512", "x86-avx512-vpopcntdq"]
-RUNNABLE = [name for name in X86 if this_machine().obstacle(get_target(name).triple, get_target(name).required_cpu_flags) is None]
+RUNNABLE = [
+    name
+    for name in X86
+    if this_machine().obstacle(get_target(name).triple, get_target(name).required_cpu_flags) is None
+]
 
 
 def randomize(module: nn.Module, seed: int = 0) -> nn.Module:

@@ -16,9 +16,9 @@ from tvmq import __version__
 from tvmq.errors import InputError, ModelError
 from tvmq.golden import interpret
 from tvmq.layers import layer_rows
+from tvmq.machine import this_machine
 from tvmq.model import Model
 from tvmq.runtime.bundle import Bundle
-from tvmq.runtime.machine import this_machine
 from tvmq.runtime.tensors import check_inputs as checked
 from tvmq.runtime.toolchain import export_library, find_compiler
 from tvmq.target import Target, get_target

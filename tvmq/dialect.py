@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 import tvm_ffi
-from tvm import relax, tirx
-from tvm.ir import Call, Op, make_node, register_op_attr
+from tvm import relax
+from tvm.ir import Call, GenericConst, Op, make_node, register_op_attr
 
 from tvmq import errors
 from tvmq.bitplanes import Encoding
@@ -38,18 +38,22 @@ __all__ = [
     "bitserial_conv2d",
     "bitunpack",
     "constant",
+    "constant_array",
+    "constant_value",
     "conv2d",
     "dense",
     "dequantize",
     "encoding_constants",
+    "encoding_of",
     "fused_multiply_add",
     "im2col_bitpack",
     "is_call",
-    "is_symbolic",
     "max_pool2d",
     "operand_encodings",
     "packed_max_pool2d",
+    "pair",
     "quantize",
+    "sides",
     "threshold",
     "workload_of",
 ]
@@ -85,7 +89,9 @@ def _shape(expr: relax.Expr) -> list:
     return list(expr.ty.shape)
 
 
-def _window_output(size: Any, kernel: int, stride: int, before: int, after: int, dilation: int, ceil: bool = False) -> Any:
+def _window_output(
+    size: Any, kernel: int, stride: int, before: int, after: int, dilation: int, ceil: bool = False
+) -> Any:
     room = size + before + after - dilation * (kernel - 1) - 1
     if ceil:
         # A window may start in the padding after the image only if it still touches the image or the padding before.
@@ -295,9 +301,7 @@ def _per_channel(array: np.ndarray, ndim: int) -> np.ndarray:
     return array.reshape(-1, *([1] * (ndim - 2)))
 
 
-def _threshold_reference(
-    _call: Call, accumulator: np.ndarray, thresholds: np.ndarray, codes: np.ndarray
-) -> np.ndarray:
+def _threshold_reference(_call: Call, accumulator: np.ndarray, thresholds: np.ndarray, codes: np.ndarray) -> np.ndarray:
     level = np.zeros(accumulator.shape, np.uint8)
     for row in thresholds:
         level += accumulator >= _per_channel(row, accumulator.ndim)
@@ -713,9 +717,34 @@ def constant(array: np.ndarray) -> relax.Expr:
     return relax.const(array, str(array.dtype))
 
 
-def is_symbolic(dimension: Any) -> bool:
-    """Whether a dimension of a shape is not a known number."""
-    return not isinstance(dimension, int | tirx.IntImm)
+def constant_value(expr: Any) -> np.ndarray | None:
+    """The array of a constant; None for anything else."""
+    return expr.value.numpy() if isinstance(expr, GenericConst) else None
+
+
+def constant_array(expr: Any) -> np.ndarray:
+    """The array of an operand that the passes always make a constant."""
+    array = constant_value(expr)
+    assert array is not None, f"{expr} is not a constant"
+    return array
+
+
+def encoding_of(call: Call) -> Encoding:
+    """The encoding of a ``tvmq.dequantize``."""
+    coefficients, offset, scale = (constant_array(argument) for argument in call.args[1:])
+    return Encoding(coefficients, offset, scale)
+
+
+def pair(values: Any) -> tuple[int, int]:
+    """An attribute such as strides: (rows, columns)."""
+    first, second = values
+    return int(first), int(second)
+
+
+def sides(values: Any) -> tuple[int, int, int, int]:
+    """A padding attribute: (top, left, bottom, right)."""
+    top, left, bottom, right = values
+    return int(top), int(left), int(bottom), int(right)
 
 
 def encoding_constants(encoding: Encoding) -> tuple[relax.Expr, relax.Expr, relax.Expr]:

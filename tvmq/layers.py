@@ -11,9 +11,8 @@ from tvm import relax, tirx
 from tvm.ir import Call, GlobalVar
 
 from tvmq import dialect
-from tvmq.dialect import is_call
+from tvmq.dialect import constant_value, is_call
 from tvmq.target import Target
-from tvmq.transform.rewriter import constant_value
 
 __all__ = ["Layer", "LayerRows", "layer_rows"]
 

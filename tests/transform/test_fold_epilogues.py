@@ -278,7 +278,12 @@ def random_module(random: np.random.Generator) -> relax.Function:
     gamma = random.normal(size=outputs) * random.integers(0, 2, outputs)
     parameters = [
         constant(values.astype(np.float32))
-        for values in (gamma, random.normal(size=outputs), 5 * random.normal(size=outputs), random.random(outputs) + 0.1)
+        for values in (
+            gamma,
+            random.normal(size=outputs),
+            5 * random.normal(size=outputs),
+            random.random(outputs) + 0.1,
+        )
     ]
     bias = constant(random.normal(size=(1, outputs, 1, 1)).astype(np.float32))
     thresholds = constant(np.sort(random.normal(size=3)).astype(np.float32))

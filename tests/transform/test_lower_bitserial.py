@@ -188,7 +188,9 @@ def calls(module: tvm.IRModule, name: str) -> list:
     return [value for value in bindings if is_call(value, name)]
 
 
-def network(random: np.random.Generator, batch: int, encoding: Encoding, channels: int, geometry: tuple) -> tvm.IRModule:
+def network(
+    random: np.random.Generator, batch: int, encoding: Encoding, channels: int, geometry: tuple
+) -> tvm.IRModule:
     """conv - threshold - pool - conv - threshold - flatten - dense - threshold - dense - affine, on codes."""
     kernel, stride, padding, dilation = geometry
     hidden = [int(v) for v in random.integers(1, 70, 3)]
@@ -205,7 +207,12 @@ def network(random: np.random.Generator, batch: int, encoding: Encoding, channel
         with builder.dataflow():
             padded = (padding, padding, padding, padding)
             first = conv2d(
-                q, weight(hidden[0], channels, kernel, kernel), encoding, BINARY, (stride, stride), padded,
+                q,
+                weight(hidden[0], channels, kernel, kernel),
+                encoding,
+                BINARY,
+                (stride, stride),
+                padded,
                 (dilation, dilation),
             )
             s = builder.emit(first)

@@ -25,8 +25,8 @@ from tvm.ir import Call
 
 from tvmq import dialect
 from tvmq.bitplanes import BitPlanes, Encoding
-from tvmq.dialect import is_call
-from tvmq.transform.rewriter import BindingRewriter, constant_value
+from tvmq.dialect import constant_value, is_call
+from tvmq.transform.rewriter import BindingRewriter
 
 __all__ = ["EncodeWeights", "binary_weight"]
 

@@ -24,9 +24,9 @@ from tvm import relax
 from tvm.ir import Call
 
 from tvmq import dialect
-from tvmq.dialect import is_call
+from tvmq.dialect import constant_value, is_call
 from tvmq.errors import ModelError
-from tvmq.transform.rewriter import BindingRewriter, constant_value
+from tvmq.transform.rewriter import BindingRewriter
 
 __all__ = ["BatchNorm", "FoldBatchNorms", "batch_norm"]
 
@@ -74,8 +74,8 @@ def batch_norm(call: Call, layer: str) -> BatchNorm | None:
     ModelError
         If a parameter is NaN or infinite, or a variance is not positive.
     """
-    parameters = [constant_value(argument) for argument in call.args[1:5]]
-    if int(call.attrs["axis"]) != 1 or any(parameter is None for parameter in parameters):
+    parameters = [array for argument in call.args[1:5] if (array := constant_value(argument)) is not None]
+    if int(call.attrs["axis"]) != 1 or len(parameters) != 4:
         return None
     gamma, beta, mean, variance = (parameter.astype(np.float64) for parameter in parameters)
     with np.errstate(invalid="ignore"):

@@ -42,12 +42,11 @@ from tvm import relax
 from tvm.ir import Call
 
 from tvmq import dialect
-from tvmq.bitplanes import Encoding
-from tvmq.dialect import is_call
+from tvmq.dialect import constant_array, constant_value, encoding_of, is_call
 from tvmq.errors import ModelError
 from tvmq.transform.fold_batch_norms import batch_norm
 from tvmq.transform.propagate_codes import pool_arguments
-from tvmq.transform.rewriter import BindingRewriter, constant_value
+from tvmq.transform.rewriter import BindingRewriter
 
 __all__ = ["FoldEpilogues", "integer_thresholds"]
 
@@ -184,9 +183,7 @@ class _Folder(BindingRewriter):
         if not is_call(data, "tvmq.dequantize") or not is_call(weight, "tvmq.dequantize"):
             return None
         codes = constant_value(weight.args[0])
-        x, w = (
-            Encoding(*(constant_value(argument) for argument in operand.args[1:])) for operand in (data, weight)
-        )
+        x, w = encoding_of(data), encoding_of(weight)
         if codes is None or not (x.is_integer and w.is_integer) or x.coefficients.ndim + w.coefficients.ndim > 2:
             return None
         if is_dense:
@@ -234,7 +231,7 @@ class _Folder(BindingRewriter):
 
     def fold(self, variable: relax.Var, call: Call, epilogue: _Epilogue) -> relax.Var | None:
         """Thresholds for a quantizer at the end of an epilogue; None if they cannot express it."""
-        thresholds, codes = (constant_value(argument) for argument in call.args[1:])
+        thresholds, codes = (constant_array(argument) for argument in call.args[1:])
         pools = any(is_call(step, "relax.nn.max_pool2d") for step in epilogue.steps)
         differences = np.diff(codes.astype(np.int64))
         ascending, descending = bool(np.all(differences > 0)), bool(np.all(differences < 0))
@@ -267,7 +264,7 @@ class _Folder(BindingRewriter):
         permutation = w.negation()
         if permutation is None:
             return None
-        codes = constant_value(accumulator.args[1])
+        codes = constant_array(accumulator.args[1])
         flip = channels.reshape(-1, *([1] * (codes.ndim - 1)))
         weight = dialect.constant(np.where(flip, permutation[codes], codes))
         return Call(accumulator.op, [accumulator.args[0], weight], accumulator.attrs)
@@ -322,7 +319,9 @@ def _function(call: Call, operands: list[Any], epilogue: _Epilogue) -> _Function
     if constant is None:
         return None
     if not np.isfinite(constant).all():
-        raise ModelError(f"layer '{epilogue.layer}': a parameter after it is NaN or infinite; check the trained weights")
+        raise ModelError(
+            f"layer '{epilogue.layer}': a parameter after it is NaN or infinite; check the trained weights"
+        )
     return _binary(name, constant, first)
 
 

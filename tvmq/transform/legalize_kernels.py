@@ -22,10 +22,9 @@ from tvm import relax, te, tirx
 from tvm.ir import Call
 
 from tvmq import dialect
-from tvmq.bitplanes import Encoding
+from tvmq.dialect import constant_array, encoding_of, pair, sides
 from tvmq.kernels import packing, pool
 from tvmq.kernels.conv2d import conv2d
-from tvmq.transform.rewriter import constant_value
 
 __all__ = ["LegalizeKernels"]
 
@@ -52,9 +51,7 @@ def _bitserial_conv2d(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
 
 def _bitpack(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
     batch, channels, height, width = _extents(call.args[0].ty.shape)
-    function = packing.bitpack(
-        batch, channels, height, width, int(call.attrs["planes"]), int(call.attrs["word_bits"])
-    )
+    function = packing.bitpack(batch, channels, height, width, int(call.attrs["planes"]), int(call.attrs["word_bits"]))
     return _call_tir(builder, call, function, "bitpack")
 
 
@@ -67,15 +64,24 @@ def _bitunpack(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
 
 def _im2col_bitpack(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
     batch, channels, height, width = _extents(call.args[0].ty.shape)
-    geometry = [tuple(int(v) for v in call.attrs[key]) for key in ("kernel", "strides", "padding", "dilation")]
+    attrs = call.attrs
     function = packing.im2col_bitpack(
-        batch, channels, height, width, int(call.attrs["planes"]), int(call.attrs["word_bits"]), *geometry
+        batch,
+        channels,
+        height,
+        width,
+        int(attrs["planes"]),
+        int(attrs["word_bits"]),
+        kernel=pair(attrs["kernel"]),
+        strides=pair(attrs["strides"]),
+        padding=sides(attrs["padding"]),
+        dilation=pair(attrs["dilation"]),
     )
     return _call_tir(builder, call, function, "im2col_bitpack")
 
 
 def _quantize(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
-    thresholds, codes = (constant_value(argument) for argument in call.args[1:])
+    thresholds, codes = (constant_array(argument) for argument in call.args[1:])
     shape = _extents(call.args[0].ty.shape)
     function = packing.quantize(shape, len(thresholds), tuple(codes.tolist()))
     variable = builder.add_func(function.without_attr("global_symbol"), "quantize")
@@ -85,9 +91,7 @@ def _quantize(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
 def _packed_max_pool2d(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
     batch, height, width, planes, words = _extents(call.args[0].ty.shape)
     word_bits = int(np.dtype(str(call.args[0].ty.dtype)).itemsize) * 8
-    pool_size, strides, padding, dilation = (
-        tuple(int(v) for v in call.attrs[key]) for key in ("pool_size", "strides", "padding", "dilation")
-    )
+    attrs = call.attrs
     rows, columns = _extents(call.ty.shape)[1:3]
     function = pool.max_pool2d(
         batch,
@@ -95,19 +99,19 @@ def _packed_max_pool2d(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
         width,
         words,
         word_bits,
-        kernel=pool_size,
-        strides=strides,
-        padding=padding[:2],
+        kernel=pair(attrs["pool_size"]),
+        strides=pair(attrs["strides"]),
+        padding=sides(attrs["padding"])[:2],
         out_size=(rows, columns),
         planes=planes,
-        dilation=dilation,
+        dilation=pair(attrs["dilation"]),
     )
     return _call_tir(builder, call, function, "packed_max_pool2d")
 
 
 def _dequantize(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
     """A look-up: there are at most 256 values (per channel of the first axis, if scales differ)."""
-    encoding = Encoding(*(constant_value(argument) for argument in call.args[1:]))
+    encoding = encoding_of(call)
     codes = np.arange(2**encoding.planes, dtype=np.uint8)
     rows = max(encoding.scale.size, encoding.offset.size, encoding.coefficients.size // encoding.planes)
     table = encoding.values(np.broadcast_to(codes, (rows, len(codes))))
@@ -122,7 +126,7 @@ def _dequantize(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
 
 
 def _threshold(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
-    codes = constant_value(call.args[2])
+    codes = constant_array(call.args[2])
 
     def compute(accumulator: te.Tensor, thresholds: te.Tensor, table: te.Tensor) -> te.Tensor:
         def code(*index: Any) -> Any:
@@ -150,10 +154,8 @@ def _affine(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
 
 def _max_pool2d(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
     """Codes that were never packed: windows one by one, with the order reversed where the minimum is wanted."""
-    pool_size, strides, dilation = (
-        [int(v) for v in call.attrs[key]] for key in ("pool_size", "strides", "dilation")
-    )
-    top, left, _, _ = (int(v) for v in call.attrs["padding"])
+    pool_size, strides, dilation = (pair(call.attrs[key]) for key in ("pool_size", "strides", "dilation"))
+    top, left, _, _ = sides(call.attrs["padding"])
     height, width = call.args[0].ty.shape[2], call.args[0].ty.shape[3]
 
     def compute(codes: te.Tensor, minimum: te.Tensor) -> te.Tensor:
@@ -174,8 +176,6 @@ def _max_pool2d(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
         )
 
     return builder.call_te(compute, *call.args, primfunc_name_hint="max_pool2d")
-
-
 
 
 LEGALIZATIONS: dict[str, Legalization] = {

@@ -17,9 +17,9 @@ constant: s = v + constant, one constant per output channel and border class (se
 ``s >= T`` is ``v >= T - constant``, and the greatest common divisor of the kernel's multipliers is divided out of both
 sides, rounding the threshold up.  Without a threshold the constant is the kernel's bias.
 
-Layouts: packed tensors are NHWC, so flattening one for a dense layer keeps its bits in place and the dense layer becomes
-a convolution as large as the image.  A dense layer of vectors is a 1x1 convolution over a row of samples.  A first layer
-of few channels would waste most of each word: its windows are packed instead (im2col).
+Layouts: packed tensors are NHWC, so flattening one for a dense layer keeps its bits in place and the dense layer
+becomes a convolution as large as the image.  A dense layer of vectors is a 1x1 convolution over a row of samples.  A
+first layer of few channels would waste most of each word: its windows are packed instead (im2col).
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from tvm import relax
 from tvm.ir import Call
 
 from tvmq import dialect
-from tvmq.bitplanes import BitPlanes, Encoding, border_classes, constant_terms, dot_terms
-from tvmq.dialect import is_call
+from tvmq.bitplanes import BitPlanes, border_classes, constant_terms, dot_terms
+from tvmq.dialect import constant_array, is_call, pair, sides
 from tvmq.kernels.packing import pack_weights
 from tvmq.kernels.workload import Affine, Conv2dWorkload, Epilogue, Integer, Thresholds
 from tvmq.target import Target
 from tvmq.transform.fold_epilogues import ALWAYS, NEVER
-from tvmq.transform.rewriter import BindingRewriter, constant_value
+from tvmq.transform.rewriter import BindingRewriter
 
 __all__ = ["LowerBitserial"]
 
@@ -102,14 +102,14 @@ class _Lowerer(BindingRewriter):
     # --- products ---
 
     def threshold(self, variable: relax.Var, call: Call, product: _Product) -> _Packed:
-        thresholds, codes = (constant_value(argument) for argument in call.args[1:])
+        thresholds, codes = (constant_array(argument) for argument in call.args[1:])
         planes = max(1, int(codes.max()).bit_length())
         epilogue = Thresholds(len(thresholds), tuple(codes.tolist()), planes)
         words = self.kernel(variable.name, product, epilogue, [thresholds])
         return _Packed(words, thresholds.shape[1], is_call(product.call, "tvmq.dense"))
 
     def affine(self, variable: relax.Var, call: Call, product: _Product) -> relax.Var:
-        constants = [constant_value(argument) for argument in call.args[1:]]
+        constants = [constant_array(argument) for argument in call.args[1:]]
         result = self.kernel(f"{variable.name}_nhwc", product, Affine(), constants)
         return self.as_channels_first(variable.name, result, product)
 
@@ -164,14 +164,14 @@ class _Lowerer(BindingRewriter):
                 return source.image.words, builder.workload((height, width))
             return self.rows(source.image.words), builder.workload((1, 1))
         if isinstance(source, _Packed):
-            size = (1, 1) if source.rows else tuple(int(s) for s in list(source.words.ty.shape)[1:3])
+            size = (1, 1) if source.rows else pair(list(source.words.ty.shape)[1:3])
             return source.words, builder.workload(size)
         codes = self.materialize(source)
         if len(codes.ty.shape) == 2:
             samples, length = codes.ty.shape
             image = self.emit(relax.op.reshape(codes, [samples, length, 1, 1]), "rows")
             return self.rows(self.emit(dialect.bitpack(image, planes, word_bits), "packed")), builder.workload((1, 1))
-        size = tuple(int(s) for s in list(codes.ty.shape)[2:])
+        size = pair(list(codes.ty.shape)[2:])
         if not builder.prefers_im2col():
             return self.emit(dialect.bitpack(codes, planes, word_bits), "packed"), builder.workload(size)
         geometry = (builder.kernel, builder.strides, builder.padding, builder.dilation)
@@ -186,9 +186,9 @@ class _Lowerer(BindingRewriter):
 
     def max_pool2d(self, variable: relax.Var, call: Call, source: _Packed) -> _Packed:
         attrs = call.attrs
-        minimum = constant_value(call.args[1])
+        minimum = constant_array(call.args[1])
         bits = np.zeros(int(source.words.ty.shape[4]) * self.target.word_bits, np.uint8)
-        bits[: len(minimum)] = minimum
+        bits[: minimum.size] = minimum
         flip = np.packbits(bits, bitorder="little").view(f"<u{self.target.word_bits // 8}")
         geometry = (attrs["pool_size"], attrs["strides"], attrs["padding"], attrs["dilation"])
         pooled = dialect.packed_max_pool2d(
@@ -203,13 +203,13 @@ class _KernelBuilder:
     def __init__(self, call: Call, target: Target, epilogue: Epilogue) -> None:
         self.target, self.epilogue = target, epilogue
         self.x, self.w = dialect.operand_encodings(call)
-        codes = constant_value(call.args[1])
+        codes = constant_array(call.args[1])
         dense = is_call(call, "tvmq.dense")
         self.weight = codes.reshape(*codes.shape, 1, 1) if dense else codes
         attrs = call.attrs
-        self.strides = (1, 1) if dense else tuple(int(s) for s in attrs["strides"])
-        self.padding = (0, 0, 0, 0) if dense else tuple(int(s) for s in attrs["padding"])
-        self.dilation = (1, 1) if dense else tuple(int(s) for s in attrs["dilation"])
+        self.strides = (1, 1) if dense else pair(attrs["strides"])
+        self.padding = (0, 0, 0, 0) if dense else sides(attrs["padding"])
+        self.dilation = (1, 1) if dense else pair(attrs["dilation"])
         self.terms = dot_terms(self.x, self.w)
         self.divisor = math.gcd(*self.terms.class_multiplier, *self.terms.activation_multiplier)
         self.classes: list[np.ndarray] = []
@@ -217,7 +217,7 @@ class _KernelBuilder:
 
     @property
     def kernel(self) -> tuple[int, int]:
-        return self.weight.shape[2:]
+        return pair(self.weight.shape[2:])
 
     def prefers_im2col(self) -> bool:
         """Whether packing whole windows takes fewer words than packing every tap's channels."""

@@ -20,7 +20,7 @@ __all__ = ["fold", "folding_passes", "lowering_passes", "pipeline", "scheduling_
 
 
 def folding_passes() -> list[tvm.transform.Pass]:
-    """Phase 1: quantizers become codes, epilogues become thresholds.  Its result *defines* what the network computes."""
+    """Phase 1: quantizers become codes, epilogues thresholds; the result *defines* what the network computes."""
     return [
         RecognizeQuantizers(),
         PropagateCodes(),

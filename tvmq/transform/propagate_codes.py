@@ -27,8 +27,8 @@ from tvm.ir import Call
 
 from tvmq import dialect
 from tvmq.bitplanes import Encoding
-from tvmq.dialect import is_call
-from tvmq.transform.rewriter import BindingRewriter, constant_value
+from tvmq.dialect import constant_array, encoding_of, is_call
+from tvmq.transform.rewriter import BindingRewriter
 
 __all__ = ["PropagateCodes", "pool_arguments"]
 
@@ -57,7 +57,7 @@ class _Propagator(BindingRewriter):
         if is_call(value, "relax.nn.max_pool2d", "relax.reshape", "relax.flatten"):
             source = self.definition(self.substitute(value.args[0]))
             if is_call(source, "tvmq.dequantize") and all(
-                constant_value(argument).ndim == ndim for argument, ndim in zip(source.args[1:], (1, 0, 0), strict=True)
+                constant_array(argument).ndim == ndim for argument, ndim in zip(source.args[1:], (1, 0, 0), strict=True)
             ):
                 moved = self.on_codes(value, source)
                 if moved is not None:
@@ -69,7 +69,7 @@ class _Propagator(BindingRewriter):
         codes = source.args[0]
         if not is_call(call, "relax.nn.max_pool2d"):
             return Call(call.op, [codes, *call.args[1:]], call.attrs)
-        order = _order(Encoding(*(constant_value(argument) for argument in source.args[1:])))
+        order = _order(encoding_of(source))
         if order == 0 or call.attrs["layout"] != "NCHW":
             return None
         channels = int(call.args[0].ty.shape[1])

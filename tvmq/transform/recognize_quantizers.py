@@ -28,9 +28,9 @@ from tvm.ir import Call
 
 from tvmq import dialect
 from tvmq.bitplanes import MAX_PLANES, Encoding
-from tvmq.dialect import is_call
+from tvmq.dialect import constant_value, is_call
 from tvmq.golden import evaluate
-from tvmq.transform.rewriter import BindingRewriter, constant_value
+from tvmq.transform.rewriter import BindingRewriter
 
 __all__ = ["RecognizeQuantizers", "staircase"]
 

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import tvm
 from tvm import relax
-from tvm.ir import Call, GenericConst
+from tvm.ir import Call
 
-__all__ = ["BindingRewriter", "constant_value"]
-
-
-def constant_value(expr: Any) -> np.ndarray | None:
-    """The array of a constant; None for anything else."""
-    return expr.value.numpy() if isinstance(expr, GenericConst) else None
+__all__ = ["BindingRewriter"]
 
 
 class BindingRewriter:

@@ -3,7 +3,7 @@
 Before::
 
     @T.prim_func
-    def conv1(...): T.func_attr({"tvmq.kernel": "conv2d", "tvmq.workload": "..."})   # blocks in the order they were written
+    def conv1(...): T.func_attr({"tvmq.kernel": "conv2d", "tvmq.workload": "..."})   # blocks as written
 
 After::
 

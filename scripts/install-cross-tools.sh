@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Install what is needed to compile for ARM boards and to emulate them: scripts/install-cross-tools.sh [aarch64] [armhf]
+#
+# Does nothing where everything is there.  Uses apt-get as root or with a sudo that asks for no password; otherwise
+# prints the command to run and fails.
+set -euo pipefail
+
+tools() { # one "command package" per line
+    echo "g++ g++"
+    for name in "$@"; do
+        case "$name" in
+            aarch64) printf '%s\n' "aarch64-linux-gnu-g++ g++-aarch64-linux-gnu" "qemu-aarch64-static qemu-user-static" ;;
+            armhf) printf '%s\n' "arm-linux-gnueabihf-g++ g++-arm-linux-gnueabihf" "qemu-arm-static qemu-user-static" ;;
+            *) echo "install-cross-tools: unknown architecture '$name'; known: aarch64 armhf" >&2; return 2 ;;
+        esac
+    done
+}
+
+missing_packages() {
+    while read -r command package; do
+        command -v "$command" >/dev/null || echo "$package"
+    done <<<"$wanted" | sort -u | tr '\n' ' '
+}
+
+[ $# -gt 0 ] || set -- aarch64 armhf
+wanted=$(tools "$@")
+packages=$(missing_packages)
+[ -n "$packages" ] || exit 0
+
+as_root=()
+if [ "$(id -u)" -ne 0 ]; then
+    as_root=(sudo -n)
+fi
+if command -v apt-get >/dev/null && { [ "$(id -u)" -eq 0 ] || sudo -n true 2>/dev/null; }; then
+    echo "installing $packages"
+    # shellcheck disable=SC2086  # a list of packages
+    "${as_root[@]}" apt-get -qq update && \
+        "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $packages >/dev/null || true
+    packages=$(missing_packages)
+    [ -n "$packages" ] || exit 0
+fi
+echo "missing for ARM boards: ${packages% }" >&2
+echo "on Debian or Ubuntu, install with: sudo apt-get install --no-install-recommends ${packages% }" >&2
+exit 1

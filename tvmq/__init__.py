@@ -1,0 +1,101 @@
+"""Low-bit neural networks for Apache TVM.
+
+The public face.  Every name is loaded on first use, so that ``import tvmq`` costs nothing and a device that only runs
+networks never loads the compiler.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from tvmq import errors, nn, transform
+    from tvmq.compiler import compile
+    from tvmq.errors import (
+        BundleError,
+        InputError,
+        ModelError,
+        TargetError,
+        ToolchainError,
+        TvmqError,
+        UnsupportedOperatorError,
+    )
+    from tvmq.frontend import load
+    from tvmq.methods.qnn import QNN
+    from tvmq.model import Model
+    from tvmq.nn import prepare
+    from tvmq.runtime.bundle import Bundle, load_bundle
+    from tvmq.target import Target, get_target
+    from tvmq.target import list_targets as targets
+    from tvmq.transform.pipeline import pipeline
+
+__all__ = [
+    "QNN",
+    "Bundle",
+    "BundleError",
+    "InputError",
+    "Model",
+    "ModelError",
+    "Target",
+    "TargetError",
+    "ToolchainError",
+    "TvmqError",
+    "UnsupportedOperatorError",
+    "__version__",
+    "compile",
+    "errors",
+    "get_target",
+    "load",
+    "load_bundle",
+    "nn",
+    "pipeline",
+    "prepare",
+    "targets",
+    "transform",
+]
+
+# public name -> (module, name there); "" is the module itself
+_HOMES = {
+    "QNN": ("tvmq.methods.qnn", "QNN"),
+    "Bundle": ("tvmq.runtime.bundle", "Bundle"),
+    "BundleError": ("tvmq.errors", "BundleError"),
+    "InputError": ("tvmq.errors", "InputError"),
+    "Model": ("tvmq.model", "Model"),
+    "ModelError": ("tvmq.errors", "ModelError"),
+    "Target": ("tvmq.target", "Target"),
+    "TargetError": ("tvmq.errors", "TargetError"),
+    "ToolchainError": ("tvmq.errors", "ToolchainError"),
+    "TvmqError": ("tvmq.errors", "TvmqError"),
+    "UnsupportedOperatorError": ("tvmq.errors", "UnsupportedOperatorError"),
+    "compile": ("tvmq.compiler", "compile"),
+    "errors": ("tvmq.errors", ""),
+    "get_target": ("tvmq.target", "get_target"),
+    "load": ("tvmq.frontend", "load"),
+    "load_bundle": ("tvmq.runtime.bundle", "load_bundle"),
+    "nn": ("tvmq.nn", ""),
+    "pipeline": ("tvmq.transform.pipeline", "pipeline"),
+    "prepare": ("tvmq.nn", "prepare"),
+    "targets": ("tvmq.target", "list_targets"),
+    "transform": ("tvmq.transform", ""),
+}
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name from the room it lives in (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tvmq' has no attribute '{name}'")
+    home, attribute = _HOMES[name]
+    module: ModuleType = importlib.import_module(home)
+    value = getattr(module, attribute) if attribute else module
+    globals()[name] = value  # the next use does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return sorted(__all__)

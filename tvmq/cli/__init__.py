@@ -1,0 +1,49 @@
+"""The command line: parses arguments, calls the functions that Python users call, and prints what they return."""
+
+from __future__ import annotations
+
+import typer
+
+import tvmq
+from tvmq.cli.compile import compile_command
+from tvmq.cli.inspect import inspect_command
+from tvmq.cli.run import run_command
+from tvmq.cli.targets import targets_command
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="tvmq",
+    help="Compile low-bit neural networks and run them.",
+    epilog="Example: tvmq compile net.onnx --target raspberry-pi-4",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+app.command("compile", epilog="Example: tvmq compile net.onnx --target raspberry-pi-4 -o net.tvmq")(compile_command)
+app.command("run", epilog="Example: tvmq run net.tvmq --input images.npz --output scores.npz")(run_command)
+app.command("inspect", epilog="Example: tvmq inspect net.tvmq --target raspberry-pi-4")(inspect_command)
+app.command("targets", epilog="Example: tvmq targets --json")(targets_command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"tvmq {tvmq.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+    ),
+) -> None:
+    """Compile low-bit neural networks and run them."""
+
+
+def main() -> None:
+    """Run the command line; ends the process with 0 (done), 1 (failed) or 2 (wrong usage)."""
+    app(prog_name="tvmq")

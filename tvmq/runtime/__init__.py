@@ -1,0 +1,1 @@
+"""Running compiled networks: needs TVM's runtime, never its compiler."""
