@@ -14,7 +14,7 @@ float, for weights one per output channel.  One form covers them all:
     M = 2^k equispaced   coefficient 2, 4, 8 ..  offset -(M - 1)    value scale * {-(M-1), .., -1, 1, .., M-1}
     learned basis        coefficient v (floats)  offset as learned
 
-**Dot product.**  Let ``x_k = xo + sum_i a_i X_ik`` and ``w_k = wo + sum_j b_j W_jk`` with planes X_i, W_j in {0, 1}.  Then
+**Dot product.**  Let ``x_k = xo + sum_i a_i X_ik`` and ``w_k = wo + sum_j b_j W_jk``, planes X_i, W_j in {0, 1}.  Then
 
     sum_k x_k w_k =   sum_ij a_i b_j |X_i & W_j|         one popcount per pair of planes
                     + wo sum_i a_i |X_i|                 per pixel, shared by all output channels
@@ -22,13 +22,14 @@ float, for weights one per output channel.  One form covers them all:
 
 where ``|.|`` is the popcount and K the true length: bits past K are zero in *both* operands, so tails cost nothing.
 
-**XOR.**  ``2 |X & W| = |X| + |W| - |X ^ W|``, so the terms in |X_i| add up to ``a_i (wo + sum_j b_j / 2) |X_i|`` and vanish
-for every weight alphabet that is symmetric around zero (±1, equispaced, LQ-Nets), whatever the activations are:
+**XOR.**  ``2 |X & W| = |X| + |W| - |X ^ W|``, so the terms in |X_i| add up to ``a_i (wo + sum_j b_j / 2) |X_i|`` and
+vanish for every weight alphabet that is symmetric around zero (±1, equispaced, LQ-Nets), whatever the activations are:
 
     sum_k x_k w_k = - sum_ij (a_i b_j / 2) |X_i ^ W_j|  +  sum_ij (a_i b_j / 2) |W_j|  +  xo sum_k w_k.
 
-For ±1 times ±1 that is the familiar ``K - 2 |X ^ W|``.  With AND the terms in |X_i| vanish when ``wo = 0`` (ternary, two's
-complement, unsigned).  So no alphabet in use needs the popcount of the activations; :func:`dot_terms` still has it.
+For ±1 times ±1 that is the familiar ``K - 2 |X ^ W|``.  With AND the terms in |X_i| vanish when ``wo = 0`` (ternary,
+two's complement, unsigned).  So no alphabet in use needs the popcount of the activations; :func:`dot_terms` still has
+it, for the others.
 
 **Zero padding.**  A convolution pads with the real number 0.  If 0 is the value of code 0 (offset 0) then zero bits are
 exact.  Otherwise the kernel still pads with zero *bits*, which stand for the value ``xo``, so every tap that falls

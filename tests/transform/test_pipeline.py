@@ -1,4 +1,4 @@
-"""From codes to scheduled functions: one function per convolution, threshold and packing, and nothing of TVM's around it."""
+"""From codes to scheduled functions: one per convolution, threshold and packing."""
 
 from __future__ import annotations
 

@@ -260,7 +260,7 @@ class _Folder(BindingRewriter):
         """The accumulator with the weights of some output channels negated; None if the alphabet cannot."""
         if not channels.any():
             return accumulator
-        x, w = dialect.operand_encodings(accumulator)
+        _, w = dialect.operand_encodings(accumulator)
         permutation = w.negation()
         if permutation is None:
             return None
