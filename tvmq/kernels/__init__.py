@@ -1,0 +1,1 @@
+"""Bit-serial kernels: what is computed, and how, per family of processors."""

@@ -1,0 +1,424 @@
+"""Convolution over packed bit planes, fused with its epilogue and the packing of its output.
+
+The function is described as tensor expressions; `tvmq.kernels.schedule` turns it into loops.  Its blocks are
+
+* ``pad``: the image with zero words around it, wide enough for whole pixel tiles;
+* ``plane_sum``, ``pixel_sum``, ``window_sum``: popcounts of the activations alone, shared by all output channels;
+* ``partial``: for byte words, sums of popcounts that still fit in a byte;
+* ``accumulate``: one integer per plane class, the anchor of every schedule;
+* ``code``, ``mask``, ``word``: thresholds, bits of the code, and the packed word;
+* ``store``: the output, without padded channels and pixels.
+
+Channels appear as (group, vector, lane): a group fills whole vectors and whole words.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from typing import Any
+
+from tvm import te, tirx
+
+from tvmq.kernels.tiling import register_tile
+from tvmq.kernels.words import pack_masks
+from tvmq.kernels.workload import MAX_BYTE_STEPS, Affine, Conv2dWorkload, Thresholds
+
+__all__ = ["KERNEL_ATTRIBUTE", "WORKLOAD_ATTRIBUTE", "as_kernel", "conv2d", "tiled_width"]
+
+KERNEL_ATTRIBUTE = "tvmq.kernel"
+WORKLOAD_ATTRIBUTE = "tvmq.workload"
+
+Extent = Any
+"""An int, or a TVM expression over a symbolic batch or width."""
+
+
+def as_kernel(function: tirx.PrimFunc, name: str) -> tirx.PrimFunc:
+    """Mark a function as a kernel of tvmq: opaque to fusion, its buffers distinct.
+
+    Without ``tirx.noalias`` LLVM stores every accumulator in every iteration, which costs 1.4 times the time.
+    """
+    return function.with_attr("tirx.noalias", True).with_attr("op_pattern", 8).with_attr(KERNEL_ATTRIBUTE, name)
+
+
+def conv2d(workload: Conv2dWorkload, batch: Extent, width: Extent = None) -> tirx.PrimFunc:
+    """The unscheduled function of one fused convolution.
+
+    Parameters
+    ----------
+    workload : Conv2dWorkload
+        What to compute.
+    batch : int or tirx.Var
+        Number of images.
+    width : int or tirx.Var, optional
+        Replaces the width of the workload, for dense layers over a dynamic batch.
+
+    Returns
+    -------
+    function : tirx.PrimFunc
+        Parameters, in order: ``data`` [N, H, W, P, Cw] words, ``weight`` [Ob, KH, KW, Pw, Cw, L] words;
+        ``row_class`` [OH] and ``col_class`` [OW] int32 if the workload has border classes; then ``thresholds``
+        [T, RC, CC, Opad] int32, or ``bias`` [RC, CC, Opad] int32, or ``bias`` with ``scale`` and ``offset`` [Opad]
+        float32; last the output: [N, OH, OW, Pout, Ow] words, or [N, OH, OW, O] int32 or float32.
+
+    Raises
+    ------
+    ValueError
+        If one class sums more plane pairs than a byte can hold.
+    """
+    return _Builder(workload, batch, width).build()
+
+
+def tiled_width(workload: Conv2dWorkload, out_width: Extent) -> Extent:
+    """Columns that a convolution computes: those of the output, rounded up to whole register tiles.
+
+    Parameters
+    ----------
+    workload : Conv2dWorkload
+        The convolution.
+    out_width : int or PrimExpr
+        Columns of the output.
+
+    Returns
+    -------
+    width : int or PrimExpr
+        At least `out_width`.
+    """
+    tile = register_tile(workload, out_width).columns
+    return (out_width + tile - 1) // tile * tile
+
+
+class _Builder:
+    """Tensor expressions of one workload; every method makes the stage it is named after."""
+
+    def __init__(self, workload: Conv2dWorkload, batch: Extent, width: Extent) -> None:
+        self.workload = workload
+        self.batch = batch
+        self.width = workload.width if width is None else width
+        self.groups = workload.out_channels_padded // workload.group_channels
+        self.vectors = workload.group_channels // workload.lanes
+        kernel, strides, dilation, padding = (
+            workload.kernel,
+            workload.strides,
+            workload.dilation,
+            workload.padding,
+        )
+        span = dilation[1] * (kernel[1] - 1) + 1
+        self.out_width = (self.width + padding[1] + padding[3] - span) // strides[1] + 1
+        self.tiled_width = tiled_width(workload, self.out_width)
+        self.padded_height = (workload.out_height - 1) * strides[0] + dilation[0] * (kernel[0] - 1) + 1
+        self.padded_width = (self.tiled_width - 1) * strides[1] + span
+        self.parameters: list[te.Tensor] = []
+
+    def build(self) -> tirx.PrimFunc:
+        output = self.output(self.accumulate(self.padded(self.data()), self.weight()))
+        function = te.create_prim_func([*self.parameters, output])
+        return as_kernel(function, "conv2d").with_attr(WORKLOAD_ATTRIBUTE, self.workload.to_json())
+
+    def parameter(self, shape: tuple, dtype: str, name: str) -> te.Tensor:
+        tensor = te.placeholder(shape, dtype, name)
+        self.parameters.append(tensor)
+        return tensor
+
+    def data(self) -> te.Tensor:
+        workload = self.workload
+        shape = (self.batch, workload.height, self.width, workload.activation_planes, workload.in_words)
+        return self.parameter(shape, workload.word_dtype, "data")
+
+    def weight(self) -> te.Tensor:
+        return self.parameter(self.workload.weight_shape(), self.workload.word_dtype, "weight")
+
+    def padded(self, data: te.Tensor) -> te.Tensor:
+        """Zero words around the image; also the pixels that only round the width up to whole tiles."""
+        workload = self.workload
+        top, left, _, _ = workload.padding
+        whole_tiles = isinstance(self.out_width, int) and self.out_width == self.tiled_width
+        if not any(workload.padding) and whole_tiles:
+            self.image = data
+            return data
+        shape = (self.batch, self.padded_height, self.padded_width, workload.activation_planes, workload.in_words)
+
+        def word(n: Any, y: Any, x: Any, p: Any, w: Any) -> Any:
+            inside = tirx.all(y >= top, y < top + workload.height, x >= left, x < left + self.width)
+            value = data[n, y - top, x - left, p, w]
+            return tirx.if_then_else(inside, value, tirx.const(0, workload.word_dtype))
+
+        self.image = te.compute(shape, word, name="pad")
+        return self.image
+
+    def window(self, y: Any, x: Any, kh: Any, kw: Any) -> tuple[Any, Any]:
+        """Position in the padded image of one tap of the window of an output pixel."""
+        strides, dilation = self.workload.strides, self.workload.dilation
+        return y * strides[0] + kh * dilation[0], x * strides[1] + kw * dilation[1]
+
+    def activation_sum(self) -> te.Tensor:
+        """Weighted popcounts of the window of every output pixel, as a box sum of popcounts of pixels."""
+        workload = self.workload
+        words = te.reduce_axis((0, workload.in_words), "cw")
+        spatial = (self.batch, self.padded_height, self.padded_width)
+
+        def plane(n: Any, y: Any, x: Any, i: Any) -> Any:
+            return te.sum(tirx.popcount(self.image[n, y, x, i, words]).astype("int32"), axis=words)
+
+        planes = te.compute((*spatial, workload.activation_planes), plane, name="plane_sum")
+
+        def pixel(n: Any, y: Any, x: Any) -> Any:
+            terms = [planes[n, y, x, i] * factor for i, factor in enumerate(workload.activation_multiplier) if factor]
+            return functools.reduce(operator.add, terms)
+
+        pixels = te.compute(spatial, pixel, name="pixel_sum")
+        if workload.kernel == (1, 1) and workload.strides == (1, 1):
+            return pixels
+        kh, kw = (te.reduce_axis((0, size), name) for size, name in zip(workload.kernel, ("kh", "kw"), strict=True))
+
+        def box(n: Any, y: Any, x: Any) -> Any:
+            row, column = self.window(y, x, kh, kw)
+            return te.sum(pixels[n, row, column], axis=[kh, kw])
+
+        return te.compute((self.batch, workload.out_height, self.tiled_width), box, name="window_sum")
+
+    def popcount(self, indices: tuple, klass: Any, pair: tuple, taps: tuple, weight: te.Tensor) -> Any:
+        """Popcount of one word of one plane pair, zero where the pair belongs to another class."""
+        workload = self.workload
+        n, y, x, group, vector, lane = indices
+        kh, kw, cw = taps
+        i, j = pair
+        row, column = self.window(y, x, kh, kw)
+        activation = self.image[n, row, column, i, cw]
+        block = weight[group * self.vectors + vector, kh, kw, j, cw, lane]
+        bits = activation ^ block if workload.combine == "xor" else activation & block
+        count = tirx.popcount(bits)
+        if workload.word_bits == 32:
+            count = count.astype("int32")
+        if workload.pairs_are_classes:
+            return count
+        members = [
+            tirx.all(i == a, j == b, klass == index)
+            for a, row_of_classes in enumerate(workload.plane_class)
+            for b, index in enumerate(row_of_classes)
+        ]
+        return tirx.Select(tirx.any(*members), count, tirx.const(0, count.ty.dtype))
+
+    def plane_axes(self) -> list:
+        """Reduction axes over plane pairs; none when every pair has an accumulator of its own."""
+        workload = self.workload
+        if workload.pairs_are_classes:
+            return []
+        return [te.reduce_axis((0, workload.activation_planes), "i"), te.reduce_axis((0, workload.weight_planes), "j")]
+
+    def pair(self, klass: Any, planes: list) -> tuple[Any, Any]:
+        if planes:
+            return planes[0], planes[1]
+        weight_planes = self.workload.weight_planes
+        return tirx.floordiv(klass, weight_planes), tirx.floormod(klass, weight_planes)
+
+    def accumulate(self, image: te.Tensor, weight: te.Tensor) -> te.Tensor:
+        if self.workload.word_bits == 8:
+            return self.accumulate_bytes(weight)
+        workload = self.workload
+        kh, kw, cw = (
+            te.reduce_axis((0, size), name)
+            for size, name in zip((*workload.kernel, workload.in_words), ("kh", "kw", "cw"), strict=True)
+        )
+        planes = self.plane_axes()
+
+        def total(n: Any, y: Any, x: Any, group: Any, vector: Any, klass: Any, lane: Any) -> Any:
+            indices = (n, y, x, group, vector, lane)
+            term = self.popcount(indices, klass, self.pair(klass, planes), (kh, kw, cw), weight)
+            return te.sum(term, axis=[kh, kw, cw, *planes])
+
+        return te.compute(self.accumulator_shape(), total, name="accumulate")
+
+    def accumulator_shape(self) -> tuple:
+        workload = self.workload
+        spatial = (self.batch, workload.out_height, self.tiled_width)
+        return (*spatial, self.groups, self.vectors, workload.classes, workload.lanes)
+
+    def accumulate_bytes(self, weight: te.Tensor) -> te.Tensor:
+        """Sums of bytes that cannot overflow, then their sum in 16 bits, or in 32 for very long windows."""
+        workload = self.workload
+        kernel_h, kernel_w = workload.kernel
+        words, pairs = workload.in_words, workload.pairs_per_class
+        chunk = byte_chunk(words, pairs)
+        chunks = -(-words // chunk)
+        extents = {"kh": kernel_h, "kw": kernel_w, "co": chunks, "ci": chunk}
+        inner = ["ci"]
+        if chunks == 1 and kernel_w * words * pairs <= MAX_BYTE_STEPS:
+            inner = ["kw", "ci"]
+        if len(inner) == 2 and kernel_h * kernel_w * words * pairs <= MAX_BYTE_STEPS:
+            inner = ["kh", "kw", "ci"]
+        outer = [name for name in ("kh", "kw", "co") if name not in inner]
+        inner_axes = {name: te.reduce_axis((0, extents[name]), name) for name in inner}
+        planes = self.plane_axes()
+
+        def partial(n: Any, y: Any, x: Any, group: Any, vector: Any, klass: Any, *rest: Any) -> Any:
+            *position, lane = rest
+            taps = {**dict(zip(outer, position, strict=True)), **inner_axes}
+            cw = taps["co"] * chunk + taps["ci"]
+            term = self.popcount(
+                (n, y, x, group, vector, lane),
+                klass,
+                self.pair(klass, planes),
+                (taps["kh"], taps["kw"], cw),
+                weight,
+            )
+            if chunks * chunk != words:
+                term = tirx.if_then_else(cw < words, term, tirx.const(0, "uint8"))
+            return te.sum(term, axis=[*inner_axes.values(), *planes])
+
+        *front, lanes = self.accumulator_shape()
+        shape = (*front, *(extents[name] for name in outer), lanes)
+        sums = te.compute(shape, partial, name="partial")
+        outer_axes = [te.reduce_axis((0, extents[name]), name) for name in outer]
+        largest = kernel_h * kernel_w * words * pairs * 8
+        dtype = "uint16" if largest < 2**16 else "int32"
+
+        def total(*indices: Any) -> Any:
+            *index, lane = indices
+            return te.sum(sums(*index, *outer_axes, lane).astype(dtype), axis=outer_axes)
+
+        return te.compute((*front, lanes), total, name="accumulate")
+
+    def output(self, accumulators: te.Tensor) -> te.Tensor:
+        workload = self.workload
+        sums = self.activation_sum() if workload.needs_activation_sum else None
+        classes = self.class_tensors()
+
+        def value(n: Any, y: Any, x: Any, group: Any, vector: Any, lane: Any) -> Any:
+            terms = [
+                accumulators[n, y, x, group, vector, klass, lane].astype("int32") * multiplier
+                for klass, multiplier in enumerate(workload.class_multiplier)
+            ]
+            if sums is not None:
+                terms.append(sums[n, y, x])
+            return functools.reduce(operator.add, terms)
+
+        if isinstance(workload.epilogue, Thresholds):
+            return self.packed(value, classes)
+        return self.numbers(value, classes)
+
+    def class_tensors(self) -> Any:
+        """A function from an output pixel to its (row, column) border class."""
+        workload = self.workload
+        if not workload.has_border_classes:
+            return lambda y, x: (0, 0)
+        rows = self.parameter((workload.out_height,), "int32", "row_class")
+        columns = self.parameter((self.out_width,), "int32", "col_class")
+        # Pixels that only fill the last tile have no class; any class will do, they are not stored.
+        return lambda y, x: (rows[y], columns[tirx.min(x, self.out_width - 1)])
+
+    def numbers(self, value: Any, classes: Any) -> te.Tensor:
+        """Integer and affine epilogues."""
+        workload = self.workload
+        shape = (workload.row_classes, workload.col_classes, workload.out_channels_padded)
+        bias = self.parameter(shape, "int32", "bias")
+        affine = isinstance(workload.epilogue, Affine)
+        if affine:
+            scale = self.parameter((workload.out_channels_padded,), "float32", "scale")
+            offset = self.parameter((workload.out_channels_padded,), "float32", "offset")
+
+        def number(n: Any, y: Any, x: Any, group: Any, vector: Any, lane: Any) -> Any:
+            channel = (group * self.vectors + vector) * workload.lanes + lane
+            total = value(n, y, x, group, vector, lane) + bias(*classes(y, x), channel)
+            if not affine:
+                return total
+            # llvm.fma rounds once on every target; tirx.fma becomes llvm.fmuladd, which may round twice.
+            return tirx.call_llvm_pure_intrin(
+                "float32", "llvm.fma", total.astype("float32"), scale[channel], offset[channel]
+            )
+
+        spatial = (self.batch, workload.out_height, self.tiled_width)
+        results = te.compute((*spatial, self.groups, self.vectors, workload.lanes), number, name="number")
+
+        def store(n: Any, y: Any, x: Any, channel: Any) -> Any:
+            block, lane = channel // workload.lanes, channel % workload.lanes
+            return results[n, y, x, block // self.vectors, block % self.vectors, lane]
+
+        out_shape = (self.batch, workload.out_height, self.out_width, workload.out_channels)
+        return te.compute(out_shape, store, name="store")
+
+    def packed(self, value: Any, classes: Any) -> te.Tensor:
+        """Threshold epilogue."""
+        workload, epilogue = self.workload, self.workload.epilogue
+        assert isinstance(epilogue, Thresholds)
+        shape = (epilogue.count, workload.row_classes, workload.col_classes, workload.out_channels_padded)
+        thresholds = self.parameter(shape, "int32", "thresholds")
+        spatial = (self.batch, workload.out_height, self.tiled_width)
+
+        def reached(number: Any, index: Any, y: Any, x: Any, channel: Any) -> Any:
+            return number >= thresholds(index, *classes(y, x), channel)
+
+        def code(n: Any, y: Any, x: Any, group: Any, vector: Any, lane: Any) -> Any:
+            channel = (group * self.vectors + vector) * workload.lanes + lane
+            number = value(n, y, x, group, vector, lane)
+            one, zero = tirx.const(1, "int32"), tirx.const(0, "int32")
+            terms = [tirx.Select(reached(number, t, y, x, channel), one, zero) for t in range(epilogue.count)]
+            index = functools.reduce(operator.add, terms)
+            if epilogue.codes == tuple(range(epilogue.count + 1)):
+                return index
+            result = tirx.const(epilogue.codes[0], "int32")
+            for position in range(1, epilogue.count + 1):
+                result = tirx.Select(index >= position, tirx.const(epilogue.codes[position], "int32"), result)
+            return result
+
+        codes = None
+        if epilogue.count > 1:
+            codes = te.compute((*spatial, self.groups, self.vectors, workload.lanes), code, name="code")
+
+        def mask(n: Any, y: Any, x: Any, plane: Any, group: Any, vector: Any, lane: Any) -> Any:
+            """A byte of ones where the bit is set, which is what a vector register can hand to a scalar one."""
+            channel = (group * self.vectors + vector) * workload.lanes + lane
+            ones, zeros = tirx.const(-1, "int8"), tirx.const(0, "int8")
+            if codes is not None:
+                bit = tirx.bitwise_and(tirx.shift_right(codes[n, y, x, group, vector, lane], plane), 1) != 0
+                result = tirx.Select(bit, ones, zeros)
+            else:
+                low, high = (
+                    tirx.bitwise_and(tirx.shift_right(tirx.const(c, "int32"), plane), 1) != 0 for c in epilogue.codes
+                )
+                number = value(n, y, x, group, vector, lane)
+                above, below = (tirx.Select(bit, ones, zeros) for bit in (high, low))
+                result = tirx.Select(reached(number, 0, y, x, channel), above, below)
+            if epilogue.codes[0] != 0 and workload.out_channels != workload.out_channels_padded:
+                result = tirx.Select(channel < workload.out_channels, result, zeros)
+            return result
+
+        mask_shape = (*spatial, epilogue.planes, self.groups, self.vectors, workload.lanes)
+        masks = te.compute(mask_shape, mask, name="mask")
+        words = pack_masks(masks, workload.word_bits)
+        per_group = workload.group_channels // workload.word_bits
+        return te.compute(
+            (self.batch, workload.out_height, self.out_width, epilogue.planes, workload.out_words),
+            lambda n, y, x, plane, word: words[n, y, x, plane, word // per_group, word % per_group],
+            name="store",
+        )
+
+
+def byte_chunk(words: int, pairs: int) -> int:
+    """Words of one plane that a byte sum takes before it is widened.
+
+    Parameters
+    ----------
+    words : int
+        Words of a pixel.
+    pairs : int
+        Plane pairs that share the sum.
+
+    Returns
+    -------
+    chunk : int
+        A divisor of `words` where that costs little, otherwise a size whose last chunk is guarded.
+
+    Raises
+    ------
+    ValueError
+        If even one word overflows.
+    """
+    most = MAX_BYTE_STEPS // pairs
+    if most < 1:
+        raise ValueError(f"{pairs} plane pairs of one class do not fit in a byte sum")
+    if words <= most:
+        return words
+    divisor = max(size for size in range(1, most + 1) if words % size == 0)
+    even = -(-words // -(-words // most))
+    return divisor if 2 * divisor >= even else even

@@ -1,0 +1,412 @@
+"""Schedules of the kernels, in the manner of dlight: a function in, a scheduled function out.
+
+The convolution has one loop nest for every family.  From the outside in: image, row tile, channel tile, row, pixel
+tile; then the reduction; innermost the register tile (pixels x vectors x classes, unrolled) and the lanes.  The
+epilogue of a register tile follows its reduction, so the accumulators never leave the registers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from tvm import s_tir, tirx
+
+from tvmq.kernels import arm, x86
+from tvmq.kernels.conv2d import KERNEL_ATTRIBUTE, WORKLOAD_ATTRIBUTE, tiled_width
+from tvmq.kernels.tiling import register_tile
+from tvmq.kernels.workload import Affine, Conv2dWorkload, Thresholds
+
+__all__ = ["Conv2dKnobs", "TargetLike", "apply_knobs", "default_knobs", "schedule"]
+
+
+_UNROLLED_CODES = 256
+"""Codes of one window up to which their copy is unrolled, so that their positions are constants."""
+_PARALLEL_MACS = 4_000_000
+"""Binary multiply-accumulates below which waking other threads costs more than it saves."""
+_UNROLLED_WORDS = 16
+"""Words of one pixel up to which the sum of their popcounts is unrolled."""
+_POOL_LANES = 16
+"""Words that one vector of the pooling kernel holds at most."""
+
+
+class TargetLike(Protocol):
+    """What a schedule asks about a core; `tvmq.target.Target` has it."""
+
+    @property
+    def arch(self) -> str:
+        """One of "x86_64", "aarch64", "armv7l"."""
+
+    @property
+    def popcount(self) -> str:
+        """One of "vpopcntdq", "pshufb", "cnt", "vcnt"."""
+
+    @property
+    def lanes(self) -> int:
+        """Output channels per vector."""
+
+    @property
+    def word_bits(self) -> int:
+        """Bits of a packed word."""
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """LLVM feature names."""
+
+
+@dataclass(frozen=True)
+class Conv2dKnobs:
+    """Choices of one convolution schedule; none of them changes the result.
+
+    Attributes
+    ----------
+    pixel_tile : int
+        Output columns in registers; divides the width that the function computes.
+    pixel_rows : int
+        Output rows in registers; divides the rows of the output.
+    channel_tile : int
+        Vectors of output channels in registers; a multiple of the vectors of a word.
+    row_tile : int
+        Output rows that reuse one channel tile of weights.
+    unroll_words : int
+        Words of the reduction that are unrolled.
+    pack : str
+        How bits become words: "scalar", or the name of a family's instruction.
+    parallel : bool
+        Whether row and channel tiles are spread over threads.
+    vector_float : bool
+        Whether float32 arithmetic is vectorised; NEON of 32-bit ARM flushes denormal numbers, its scalar unit does not.
+    """
+
+    pixel_tile: int
+    pixel_rows: int
+    channel_tile: int
+    row_tile: int
+    unroll_words: int = 1
+    pack: str = "scalar"
+    parallel: bool = False
+    vector_float: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if min(self.pixel_tile, self.pixel_rows, self.channel_tile, self.row_tile, self.unroll_words) < 1:
+            raise ValueError(f"tiles must be positive: {self}")
+        if self.pack not in ("scalar", *x86.PACKS, *arm.PACKS):
+            raise ValueError(f"unknown pack {self.pack!r}")
+
+
+def default_knobs(workload: Conv2dWorkload, target: TargetLike) -> Conv2dKnobs:
+    """The analytic schedule: as many accumulators as fit in the registers.
+
+    Parameters
+    ----------
+    workload : Conv2dWorkload
+        The convolution.
+    target : TargetLike
+        The core.
+
+    Returns
+    -------
+    knobs : Conv2dKnobs
+        A point that every tuning search starts from.
+    """
+    return _knobs(workload, target, workload.out_width, tiled_width(workload, workload.out_width))
+
+
+def _knobs(workload: Conv2dWorkload, target: TargetLike, out_width: Any, computed: Any) -> Conv2dKnobs:
+    registers = None if target.arch == "x86_64" else arm.vector_registers(target.arch, getattr(target, "mcpu", ""))
+    tile = register_tile(workload, out_width, registers, computed)
+    cores = getattr(target, "cores", 1) if _plane_macs(workload) >= _PARALLEL_MACS else 1
+    channel_tiles = workload.out_channels_padded // workload.lanes // tile.vectors
+    return Conv2dKnobs(
+        pixel_tile=tile.columns,
+        pixel_rows=tile.rows,
+        channel_tile=tile.vectors,
+        row_tile=_row_tile(workload.out_height, tile.rows, channel_tiles, cores),
+        pack=_pack(target, workload.word_bits, workload.lanes),
+        parallel=cores > 1,
+        vector_float=target.arch != "armv7l",
+    )
+
+
+def _plane_macs(workload: Conv2dWorkload) -> int:
+    return workload.macs * workload.activation_planes * workload.weight_planes
+
+
+def _pack(target: TargetLike, word_bits: int, lanes: int) -> str:
+    if target.arch == "x86_64":
+        return x86.pack(word_bits, lanes)
+    return arm.pack(word_bits, lanes, target.arch)
+
+
+def _row_tile(rows: int, pixel_rows: int, channel_tiles: int, cores: int) -> int:
+    """Rows per piece of work: all of them, or so few that every core gets two pieces."""
+    if cores == 1 or channel_tiles >= 2 * cores:
+        return rows
+    sizes = [size for size in range(pixel_rows, rows + 1, pixel_rows) if rows % size == 0]
+    enough = [size for size in sizes if rows // size * channel_tiles >= 2 * cores]
+    return max(enough, default=min(sizes))
+
+
+def apply_knobs(function: tirx.PrimFunc, knobs: Conv2dKnobs) -> tirx.PrimFunc:
+    """Schedule a convolution.
+
+    Parameters
+    ----------
+    function : tirx.PrimFunc
+        From `tvmq.kernels.conv2d.conv2d`.
+    knobs : Conv2dKnobs
+        The schedule.
+
+    Returns
+    -------
+    scheduled : tirx.PrimFunc
+        The same function as loops, marked as scheduled.
+    """
+    workload = Conv2dWorkload.from_json(str(function.attrs[WORKLOAD_ATTRIBUTE]))
+    sch = s_tir.Schedule(function)
+    _schedule_conv2d(sch, workload, knobs)
+    return _finish(sch)
+
+
+def schedule(function: tirx.PrimFunc, target: TargetLike) -> tirx.PrimFunc | None:
+    """Schedule a tvmq kernel with its defaults.
+
+    Parameters
+    ----------
+    function : tirx.PrimFunc
+        Any function.
+    target : TargetLike
+        The core.
+
+    Returns
+    -------
+    scheduled : tirx.PrimFunc or None
+        None if the function is not an unscheduled kernel of tvmq.
+    """
+    kernel = function.attrs.get(KERNEL_ATTRIBUTE) if function.attrs else None
+    if kernel is None or function.attrs.get("tirx.is_scheduled"):
+        return None
+    if str(kernel) == "conv2d":
+        workload = Conv2dWorkload.from_json(str(function.attrs[WORKLOAD_ATTRIBUTE]))
+        width = _integer(function.params[-1].shape[2])
+        return apply_knobs(function, _knobs(workload, target, width, tiled_width(workload, width)))
+    sch = s_tir.Schedule(function)
+    if str(kernel) == "bitpack":
+        _schedule_bitpack(sch, target)
+    elif str(kernel) == "max_pool2d":
+        _schedule_pool(sch)
+    elif str(kernel) == "quantize":
+        _schedule_quantize(sch)
+    return _finish(sch)
+
+
+def _integer(extent: Any) -> Any:
+    return int(extent) if isinstance(extent, int | tirx.IntImm) else extent
+
+
+def _finish(sch: s_tir.Schedule) -> tirx.PrimFunc:
+    return sch.mod["main"].with_attr("tirx.is_scheduled", True)
+
+
+def _blocks(sch: s_tir.Schedule) -> dict[str, Any]:
+    root = sch.get_sblock("root")
+    return {str(sch.get(block).name_hint): block for block in sch.get_child_blocks(root)}
+
+
+def _schedule_conv2d(sch: s_tir.Schedule, workload: Conv2dWorkload, knobs: Conv2dKnobs) -> None:
+    blocks = _blocks(sch)
+    epilogue = [name for name in ("code", "mask", "number", "word", "store") if name in blocks]
+    # The first stage of the epilogue is the anchor: it covers whole tiles, so nothing inside one is guarded.
+    anchor = blocks[epilogue[0]]
+    n, y, x, *inner = sch.get_loops(anchor)
+    *planes, group, vector, lane = inner
+    vectors = workload.group_channels // workload.lanes
+    groups = _divisor(int(sch.get(group).extent), max(1, knobs.channel_tile // vectors))
+    group_outer, group_inner = sch.split(group, [None, groups])
+    rows = _divisor(workload.out_height, knobs.pixel_rows)
+    row_tile = max(1, min(knobs.row_tile, workload.out_height) // rows)
+    row_outer, row_inner, pixel_row = sch.split(y, [None, row_tile, rows])
+    pixel_outer, pixel_inner = sch.split(x, [None, knobs.pixel_tile])
+    sch.reorder(
+        n, row_outer, group_outer, row_inner, pixel_outer, pixel_row, pixel_inner, *planes, group_inner, vector, lane
+    )
+    tasks = [row_outer, group_outer]
+    if isinstance(sch.get(n).extent, tirx.IntImm):
+        tasks.insert(0, n)  # The analysis of fused loops does not see through a symbolic batch.
+    outer = 5
+    if knobs.parallel:
+        sch.parallel(sch.fuse(*tasks))
+        outer -= len(tasks) - 1
+    _place_reduction(sch, blocks, workload, knobs, pixel_outer)
+    for name in epilogue[1:]:
+        sch.reverse_compute_at(blocks[name], pixel_outer, preserve_unit_loops=True)
+    for name in epilogue:
+        own = sch.get_loops(blocks[name])[outer:]
+        _schedule_epilogue(sch, name, blocks[name], own, workload, knobs)
+    _schedule_prologue(sch, blocks)
+
+
+def _power_of_two(number: int, most: int) -> int:
+    """The largest power of two that divides a number and is at most `most`."""
+    return min(number & -number, most)
+
+
+def _divisor(number: int, most: int) -> int:
+    return max(size for size in range(1, min(number, most) + 1) if number % size == 0)
+
+
+def _place_reduction(
+    sch: s_tir.Schedule, blocks: dict[str, Any], workload: Conv2dWorkload, knobs: Conv2dKnobs, tile: Any
+) -> None:
+    """The accumulators of one register tile; sums of bytes inside the sum that widens them."""
+    accumulate = blocks["accumulate"]
+    sch.compute_at(accumulate, tile, preserve_unit_loops=True)
+    reduction = _register_tile(sch, accumulate)
+    if "partial" not in blocks:
+        reduction = _unroll_words(sch, reduction, workload, knobs)
+        sch.decompose_reduction(accumulate, reduction[0])
+        return
+    partial = blocks["partial"]
+    sch.compute_at(partial, reduction[-1], preserve_unit_loops=True)
+    inner = _register_tile(sch, partial)
+    inner = _unroll_words(sch, inner, workload, knobs)
+    sch.decompose_reduction(partial, inner[0])
+    sch.decompose_reduction(accumulate, reduction[0])
+
+
+def _register_tile(sch: s_tir.Schedule, block: Any) -> list[Any]:
+    """Put the reduction loops of a block outside its spatial ones, unroll these, and vectorise the lanes."""
+    variables = sch.get(block).iter_vars
+    own = sch.get_loops(block)[-len(variables) :]
+    count = sum(variable.iter_type == tirx.IterVar.DataPar for variable in variables)
+    spatial, reduction = own[:count], own[count:]
+    sch.reorder(*reduction, *spatial)
+    for loop in spatial[:-1]:
+        sch.unroll(loop)
+    sch.vectorize(spatial[-1])
+    sch.set_scope(block, 0, "local")
+    return reduction
+
+
+def _unroll_words(sch: s_tir.Schedule, loops: list[Any], workload: Conv2dWorkload, knobs: Conv2dKnobs) -> list[Any]:
+    """Unroll plane pairs, whose predicates fold away then, and some words; return the loops that result."""
+    pairs = 0 if workload.pairs_are_classes else 2
+    place = len(loops) - pairs - 1
+    for loop in loops[place + 1 :]:
+        sch.unroll(loop)
+    factor = _divisor(int(sch.get(loops[place]).extent), knobs.unroll_words)
+    if factor == 1:
+        return loops
+    outer, inner = sch.split(loops[place], [None, factor])
+    sch.unroll(inner)
+    return [*loops[:place], outer, inner, *loops[place + 1 :]]
+
+
+def _schedule_epilogue(
+    sch: s_tir.Schedule, name: str, block: Any, own: list[Any], workload: Conv2dWorkload, knobs: Conv2dKnobs
+) -> None:
+    """One stage that follows the reduction, on the registers of one tile."""
+    if name != "store":
+        sch.set_scope(block, 0, "local")
+    if name == "word":
+        _pack_words(sch, block, own, workload.group_channels == workload.word_bits, knobs.pack)
+        return
+    *loops, last = own
+    if (
+        name == "store"
+        and not isinstance(workload.epilogue, Thresholds)
+        and workload.out_channels % workload.lanes == 0
+    ):
+        outer, last = sch.split(last, [None, workload.lanes])
+        loops.append(outer)
+    for loop in loops:
+        sch.unroll(loop)
+    is_vector = name != "store" or len(loops) == len(own)
+    is_float = name == "number" and isinstance(workload.epilogue, Affine)
+    if is_vector and (knobs.vector_float or not is_float):
+        sch.vectorize(last)
+    else:
+        sch.unroll(last)
+
+
+def _pack_words(sch: s_tir.Schedule, block: Any, loops: list[Any], one_word: bool, pack: str) -> None:
+    """The sum of shifted bits, or the instruction that does the same; a group is one word or one vector."""
+    reductions = 2 if one_word else 1
+    for loop in loops[: -reductions - 1]:
+        sch.unroll(loop)
+    sch.decompose_reduction(block, loops[-reductions - 1])
+    if pack == "scalar":
+        for loop in loops[-reductions - 1 :]:
+            sch.unroll(loop)
+        return
+    (x86 if pack in x86.PACKS else arm).register(pack)
+    sch.tensorize(loops[-2], pack)
+
+
+def _schedule_prologue(sch: s_tir.Schedule, blocks: dict[str, Any]) -> None:
+    """Padding as a zero fill and a copy of rows; sums of one pixel at a time, their box sums along the rows."""
+    if "pixel_sum" in blocks:
+        sch.compute_at(blocks["plane_sum"], sch.get_loops(blocks["pixel_sum"])[2], preserve_unit_loops=True)
+        sch.set_scope(blocks["plane_sum"], 0, "local")
+        plane, word = sch.get_loops(blocks["plane_sum"])[-2:]
+        sch.reorder(word, plane)
+        sch.unroll(plane)
+        if int(sch.get(word).extent) <= _UNROLLED_WORDS:
+            sch.unroll(word)
+        sch.decompose_reduction(blocks["plane_sum"], word)
+    if "window_sum" in blocks:
+        _, _, x, kh, kw = sch.get_loops(blocks["window_sum"])
+        sch.reorder(kh, kw, x)
+        sch.decompose_reduction(blocks["window_sum"], kh)
+    if "pad" in blocks:
+        outermost = sch.get_loops(blocks["pad"])[0]
+        if sch.can_decompose_padding(blocks["pad"], outermost):
+            sch.decompose_padding(blocks["pad"], outermost)
+
+
+def _schedule_bitpack(sch: s_tir.Schedule, target: TargetLike) -> None:
+    """One pixel at a time: its codes as contiguous bytes, then every plane of a group of them."""
+    blocks = _blocks(sch)
+    _, _, x, plane, group, vector, lane = sch.get_loops(blocks["mask"])
+    sch.reorder(x, group, plane, vector, lane)
+    sch.compute_at(blocks["patch"], x)
+    sch.set_scope(blocks["patch"], 0, "local")
+    codes = sch.get_loops(blocks["patch"])[-1]
+    if int(sch.get(codes).extent) <= _UNROLLED_CODES:
+        sch.unroll(codes)
+    for name in ("word", "store"):
+        sch.reverse_compute_at(blocks[name], plane, preserve_unit_loops=True)
+    for name in ("mask", "word"):
+        sch.set_scope(blocks[name], 0, "local")
+    word = blocks["word"]
+    own = sch.get_loops(word)[5:]
+    lanes = int(sch.get(lane).extent)
+    word_bits = 32 if int(sch.get(vector).extent) == 2 else 8
+    _pack_words(sch, word, own, word_bits == 32, _pack(target, word_bits, lanes))
+    for loop in sch.get_loops(blocks["store"])[5:]:
+        sch.unroll(loop)
+    sch.unroll(plane)
+    sch.unroll(vector)
+    sch.vectorize(lane)
+
+
+def _schedule_pool(sch: s_tir.Schedule) -> None:
+    """The words of a pixel innermost, so that the bounds of a tap are tested once per pixel."""
+    maximum = _blocks(sch)["maximum"]
+    *_, words, kh, kw = sch.get_loops(maximum)
+    sch.reorder(kh, kw, words)
+    lanes = _power_of_two(int(sch.get(words).extent), _POOL_LANES)
+    if lanes > 1:
+        _, lane = sch.split(words, [None, lanes])
+        sch.vectorize(lane)
+    sch.decompose_reduction(maximum, kh)
+
+
+def _schedule_quantize(sch: s_tir.Schedule) -> None:
+    """All steps of the search on one element; LLVM vectorises over elements."""
+    *stages, codes = sch.get_child_blocks(sch.get_sblock("root"))
+    innermost = sch.get_loops(codes)[-1]
+    for stage in reversed(stages):
+        sch.compute_at(stage, innermost)
+        sch.set_scope(stage, 0, "local")

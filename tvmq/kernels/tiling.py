@@ -1,0 +1,130 @@
+"""Register tiles: how many pixels and channel vectors one pass of the inner loop computes.
+
+The inner loop loads N vectors of weights, broadcasts one word of each of M pixels, and updates M * N accumulators per
+class.  The best tile fits in the registers, spreads loads and broadcasts over many updates, keeps its weights in the
+first-level cache, and wastes few pixels at the right border.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from tvmq.kernels.workload import Conv2dWorkload
+
+__all__ = ["RegisterTile", "register_tile"]
+
+FIRST_LEVEL_CACHE = 20 * 1024
+"""Bytes of weights that stay in the first-level cache of every core in question, beside the activations."""
+
+
+@dataclass(frozen=True)
+class RegisterTile:
+    """Shape of one register tile.
+
+    Attributes
+    ----------
+    rows, columns : int
+        Output pixels.
+    vectors : int
+        Vectors of output channels.
+    """
+
+    rows: int
+    columns: int
+    vectors: int
+
+
+@dataclass(frozen=True)
+class _Costs:
+    """Instructions of the inner loop of a family."""
+
+    registers: int
+    temporaries: int
+    update: float
+    broadcast: float
+    load: float
+
+
+_LOOP = 2.0
+"""Instructions of the loop itself."""
+
+
+def _costs(workload: Conv2dWorkload, registers: int | None) -> _Costs:
+    """Registers and instruction counts, which follow from the lanes: 16 words of 32 bits, or 16, 32, 64 bytes."""
+    if workload.word_bits == 32:
+        return _Costs(registers or 32, 2, update=3, broadcast=0, load=0.5)
+    if workload.lanes == 16:
+        return _Costs(registers or 32, 3, update=3, broadcast=1, load=0.5)
+    # The two lookup constants and the nibbles of pshufb take registers as well.
+    return _Costs(registers or (32 if workload.lanes == 64 else 16), 6, update=8, broadcast=1, load=0.5)
+
+
+def register_tile(
+    workload: Conv2dWorkload, out_width: Any, registers: int | None = None, divides: Any = None
+) -> RegisterTile:
+    """The register tile with the lowest estimated cost per output.
+
+    Parameters
+    ----------
+    workload : Conv2dWorkload
+        The convolution.
+    out_width : int or PrimExpr
+        Columns of the output; symbolic for a dynamic batch of a dense layer.
+    registers : int, optional
+        Vector registers of the core, if fewer than the lanes suggest.
+    divides : int, optional
+        Columns that a function computes; the columns of the tile must divide them.
+
+    Returns
+    -------
+    tile : RegisterTile
+        At least one pixel and one channel group; its rows divide the rows of the output.
+    """
+    costs = _costs(workload, registers)
+    group = workload.group_channels // workload.lanes
+    smallest = RegisterTile(1, 1, group)
+    tiles = [tile for tile in _candidates(workload, out_width, divides) if _fits(workload, tile, costs)]
+    return min(tiles or [smallest], key=lambda tile: (_cost(workload, tile, costs, out_width), tile.vectors))
+
+
+def _candidates(workload: Conv2dWorkload, out_width: Any, divides: Any) -> Iterator[RegisterTile]:
+    group = workload.group_channels // workload.lanes
+    groups = workload.out_channels_padded // workload.group_channels
+    widest = min(out_width, 16) if isinstance(out_width, int) else 4
+    for columns in range(1, widest + 1):
+        if isinstance(divides, int) and divides % columns:
+            continue
+        for rows in (1, 2):
+            if workload.out_height % rows:
+                continue
+            for factor in range(1, groups + 1):
+                if groups % factor == 0:
+                    yield RegisterTile(rows, columns, factor * group)
+
+
+def _fits(workload: Conv2dWorkload, tile: RegisterTile, costs: _Costs) -> bool:
+    accumulators = tile.rows * tile.columns * tile.vectors * workload.classes
+    operands = tile.vectors * workload.weight_planes + (1 if costs.broadcast else 0)
+    return accumulators + operands + costs.temporaries <= costs.registers
+
+
+def _cost(workload: Conv2dWorkload, tile: RegisterTile, costs: _Costs, out_width: Any) -> float:
+    pixels = tile.rows * tile.columns
+    updates = pixels * tile.vectors * workload.activation_planes * workload.weight_planes
+    instructions = (
+        updates * costs.update
+        + pixels * workload.activation_planes * costs.broadcast
+        + tile.vectors * workload.weight_planes * costs.load
+        + _LOOP
+    )
+    waste = 1.0
+    if isinstance(out_width, int):
+        waste = -(-out_width // tile.columns) * tile.columns / out_width
+    kernel_h, kernel_w = workload.kernel
+    words = kernel_h * kernel_w * workload.in_words * workload.weight_planes
+    weights = words * tile.vectors * workload.lanes * workload.word_bits // 8
+    # Weights that leave the first-level cache are read again for every tile of pixels.
+    streaming = tile.vectors * workload.weight_planes if weights > FIRST_LEVEL_CACHE else 0
+    return waste * (instructions + streaming) / (pixels * tile.vectors)

@@ -1,0 +1,280 @@
+"""What a bit-serial kernel computes, as plain data.
+
+A :class:`Conv2dWorkload` holds everything that is known at compile time about one fused convolution except the
+batch size.  Its JSON text is the operator attribute, the name of a kernel in a tuning record, and the only thing a
+schedule needs to know about a function.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Affine", "Conv2dWorkload", "Epilogue", "Integer", "Thresholds"]
+
+MAX_BYTE_STEPS = 31
+"""Popcounts of bytes (each at most 8) that a ``uint8`` sum can hold: 31 * 8 = 248."""
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Epilogue that turns the integer result into a code and packs the bits of the code.
+
+    Attributes
+    ----------
+    count : int
+        Number of thresholds T; the index is the number of thresholds that the result reaches.
+    codes : tuple of int
+        The code of each index, T + 1 of them.
+    planes : int
+        Number of bit planes of a code; plane p is bit p.
+    """
+
+    count: int
+    codes: tuple[int, ...]
+    planes: int
+
+    def __post_init__(self) -> None:
+        """Check the table of codes."""
+        object.__setattr__(self, "codes", tuple(int(code) for code in self.codes))
+        if self.count < 1:
+            raise ValueError(f"a threshold epilogue needs at least one threshold, got {self.count}")
+        if not 1 <= self.planes <= 8:
+            raise ValueError(f"codes have 1 to 8 bit planes, got {self.planes}")
+        if len(self.codes) != self.count + 1:
+            raise ValueError(f"{self.count} thresholds need {self.count + 1} codes, got {len(self.codes)}")
+        if any(not 0 <= code < 2**self.planes for code in self.codes):
+            raise ValueError(f"codes {self.codes} do not fit in {self.planes} bit planes")
+
+
+@dataclass(frozen=True)
+class Integer:
+    """Epilogue that adds an int32 bias and stores int32."""
+
+
+@dataclass(frozen=True)
+class Affine:
+    """Epilogue that adds an int32 bias, converts to float32, and applies one fused multiply-add per channel."""
+
+
+Epilogue = Thresholds | Integer | Affine
+
+
+def _integers(name: str, values: Any, length: int) -> tuple[int, ...]:
+    result = tuple(int(value) for value in values)
+    if len(result) != length:
+        raise ValueError(f"{name} needs {length} integers, got {result}")
+    return result
+
+
+@dataclass(frozen=True)
+class Conv2dWorkload:
+    """One convolution over packed bit planes with its epilogue.
+
+    A dense layer is a 1x1 convolution over an image of one row, one pixel per sample.
+
+    Attributes
+    ----------
+    height, width : int
+        Size of the input image, without padding.
+    in_channels, out_channels : int
+        Channels before packing.
+    kernel, strides, dilation : tuple of int
+        (rows, columns).
+    padding : tuple of int
+        (top, left, bottom, right); padding inserts zero words.
+    activation_planes, weight_planes : int
+        Bit planes of each operand.
+    combine : {"xor", "and"}
+        How an activation word meets a weight word.
+    plane_class : tuple of tuple of int
+        ``plane_class[i][j]`` is the class whose popcount sum the pair (activation i, weight j) belongs to.
+    class_multiplier : tuple of int
+        Factor of each class in the result.
+    activation_multiplier : tuple of int
+        Factor of the popcount of activation plane i over the window.
+    row_classes, col_classes : int
+        Number of border classes of output rows and columns; 1 and 1 when the constants do not depend on position.
+    word_bits : {8, 32}
+        Bits of a packed word.
+    lanes : int
+        Output channels of one vector.
+    epilogue : Thresholds or Integer or Affine
+        What happens to the integer result.
+
+    Raises
+    ------
+    ValueError
+        If a field is out of range or two fields contradict each other.
+    """
+
+    height: int
+    width: int
+    in_channels: int
+    out_channels: int
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    padding: tuple[int, int, int, int]
+    dilation: tuple[int, int]
+    activation_planes: int
+    weight_planes: int
+    combine: str
+    plane_class: tuple[tuple[int, ...], ...]
+    class_multiplier: tuple[int, ...]
+    activation_multiplier: tuple[int, ...]
+    row_classes: int
+    col_classes: int
+    word_bits: int
+    lanes: int
+    epilogue: Epilogue
+
+    def __post_init__(self) -> None:
+        """Normalise sequences to tuples of int and check every field."""
+        set_field = object.__setattr__
+        for name, length in (("kernel", 2), ("strides", 2), ("dilation", 2), ("padding", 4)):
+            set_field(self, name, _integers(name, getattr(self, name), length))
+        planes, weight_planes = self.activation_planes, self.weight_planes
+        set_field(self, "plane_class", tuple(_integers("plane_class", r, weight_planes) for r in self.plane_class))
+        set_field(self, "class_multiplier", tuple(int(m) for m in self.class_multiplier))
+        set_field(self, "activation_multiplier", _integers("activation_multiplier", self.activation_multiplier, planes))
+        self._check_geometry()
+        self._check_planes()
+
+    def _check_geometry(self) -> None:
+        sizes = (self.height, self.width, self.in_channels, self.out_channels, *self.kernel, *self.strides)
+        if min(*sizes, *self.dilation) < 1:
+            raise ValueError(f"sizes, strides and dilation must be positive: {self}")
+        if min(self.padding) < 0:
+            raise ValueError(f"padding must not be negative, got {self.padding}")
+        if self.out_height < 1 or self.out_width < 1:
+            raise ValueError(f"the kernel {self.kernel} does not fit in the padded image: {self}")
+        if not 1 <= self.row_classes <= self.out_height:
+            raise ValueError(f"row_classes must be 1 to {self.out_height}, got {self.row_classes}")
+        if self.col_classes < 1:
+            raise ValueError(f"col_classes must be positive, got {self.col_classes}")
+        if self.word_bits not in (8, 32):
+            raise ValueError(f"word_bits must be 8 or 32, got {self.word_bits}")
+        if self.lanes not in (8, 16, 32, 64):
+            raise ValueError(f"lanes must be 8, 16, 32 or 64, got {self.lanes}")
+
+    def _check_planes(self) -> None:
+        if not 1 <= self.activation_planes <= 8 or not 1 <= self.weight_planes <= 8:
+            raise ValueError(f"1 to 8 planes, got {self.activation_planes} and {self.weight_planes}")
+        if self.combine not in ("xor", "and"):
+            raise ValueError(f"combine must be 'xor' or 'and', got {self.combine!r}")
+        if len(self.plane_class) != self.activation_planes:
+            raise ValueError(f"plane_class needs {self.activation_planes} rows, got {len(self.plane_class)}")
+        used = {index for row in self.plane_class for index in row}
+        if used != set(range(len(self.class_multiplier))):
+            raise ValueError(f"plane_class uses classes {sorted(used)} of {len(self.class_multiplier)} multipliers")
+        if not isinstance(self.epilogue, Thresholds | Integer | Affine):
+            raise ValueError(f"unknown epilogue {self.epilogue!r}")
+
+    @property
+    def out_height(self) -> int:
+        """Rows of the output."""
+        top, _, bottom, _ = self.padding
+        return (self.height + top + bottom - self.dilation[0] * (self.kernel[0] - 1) - 1) // self.strides[0] + 1
+
+    @property
+    def out_width(self) -> int:
+        """Columns of the output."""
+        _, left, _, right = self.padding
+        return (self.width + left + right - self.dilation[1] * (self.kernel[1] - 1) - 1) // self.strides[1] + 1
+
+    @property
+    def in_words(self) -> int:
+        """Words that hold the channels of one input pixel and plane."""
+        return -(-self.in_channels // self.word_bits)
+
+    @property
+    def out_words(self) -> int:
+        """Words that hold the channels of one output pixel and plane."""
+        return -(-self.out_channels // self.word_bits)
+
+    @property
+    def group_channels(self) -> int:
+        """Channels that fill both whole vectors and whole words."""
+        return math.lcm(self.lanes, self.word_bits)
+
+    @property
+    def out_channels_padded(self) -> int:
+        """Output channels of the packed weights and of the constants; the surplus weights are zero."""
+        return -(-self.out_channels // self.group_channels) * self.group_channels
+
+    @property
+    def classes(self) -> int:
+        """Number of popcount sums per output."""
+        return len(self.class_multiplier)
+
+    @property
+    def pairs_per_class(self) -> int:
+        """The most plane pairs that one class sums."""
+        members = [index for row in self.plane_class for index in row]
+        return max(members.count(index) for index in range(self.classes))
+
+    @property
+    def pairs_are_classes(self) -> bool:
+        """Whether every plane pair is a class of its own, in row-major order."""
+        flat = tuple(index for row in self.plane_class for index in row)
+        return flat == tuple(range(len(flat)))
+
+    @property
+    def has_border_classes(self) -> bool:
+        """Whether the constants depend on the position of the output pixel."""
+        return self.row_classes * self.col_classes > 1
+
+    @property
+    def needs_activation_sum(self) -> bool:
+        """Whether the result contains popcounts of the activations alone."""
+        return any(self.activation_multiplier)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of the convolution for one image, not multiplied by the planes."""
+        window = self.kernel[0] * self.kernel[1] * self.in_channels
+        return self.out_height * self.out_width * self.out_channels * window
+
+    @property
+    def word_dtype(self) -> str:
+        """Data type of a packed word."""
+        return f"uint{self.word_bits}"
+
+    @property
+    def out_dtype(self) -> str:
+        """Data type of the output."""
+        if isinstance(self.epilogue, Thresholds):
+            return self.word_dtype
+        return "int32" if isinstance(self.epilogue, Integer) else "float32"
+
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of the packed weights."""
+        blocks = self.out_channels_padded // self.lanes
+        return (blocks, *self.kernel, self.weight_planes, self.in_words, self.lanes)
+
+    def to_json(self) -> str:
+        """The workload as text that is stable over runs: sorted keys, no white space."""
+        fields = dataclasses.asdict(self)
+        fields["epilogue"] = {"kind": type(self.epilogue).__name__, **dataclasses.asdict(self.epilogue)}
+        return json.dumps(fields, sort_keys=True, separators=(",", ":"))
+
+    @staticmethod
+    def from_json(text: str) -> Conv2dWorkload:
+        """The workload that :meth:`to_json` wrote.
+
+        Raises
+        ------
+        ValueError
+            If the text is not a workload.
+        """
+        kinds = {kind.__name__: kind for kind in (Thresholds, Integer, Affine)}
+        try:
+            fields = json.loads(text)
+            epilogue = fields.pop("epilogue")
+            kind = kinds[epilogue.pop("kind")]
+            return Conv2dWorkload(epilogue=kind(**epilogue), **fields)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not a convolution workload: {text[:80]!r} ({error})") from error
