@@ -9,7 +9,7 @@ exact integers
     ``conv2d`` and ``dense`` take codes and give int32 dot products in units of both scales; ``threshold`` turns
     those into the next layer's codes, ``affine`` into floats, ``max_pool2d`` works on codes.
 packed
-    ``bitpack``, ``im2col_bitpack`` and ``bitunpack`` change layout, ``bitserial_conv2d`` is one fused kernel from
+    ``bitpack``, ``im2col_bitpack``, ``bitunpack`` and ``channels_first`` change layout, ``bitserial_conv2d`` is one fused kernel from
     packed bits to packed bits (or to integers or floats), ``packed_max_pool2d`` pools words.
 
 Every constructor can be called inside TVMScript, so tests write their expected modules with them.  ``REFERENCES``
@@ -37,6 +37,7 @@ __all__ = [
     "bitpack",
     "bitserial_conv2d",
     "bitunpack",
+    "channels_first",
     "constant",
     "constant_array",
     "constant_value",
@@ -553,6 +554,32 @@ def _im2col_bitpack_reference(call: Call, codes: np.ndarray) -> np.ndarray:
 
 
 _define("im2col_bitpack", _im2col_bitpack_type, _im2col_bitpack_reference)
+
+
+def channels_first(data: relax.Expr) -> Call:
+    """Numbers (N, H, W, C) as the kernels write them to (N, C, H, W).
+
+    Parameters
+    ----------
+    data : int32 or float32 of shape (N, H, W, C)
+
+    Returns
+    -------
+    Call of the same dtype, shape (N, C, H, W)
+    """
+    return _call("channels_first", [data])
+
+
+def _channels_first_type(call: Call) -> relax.TensorType:
+    batch, height, width, channels = _shape(call.args[0])
+    return relax.TensorType([batch, channels, height, width], call.args[0].ty.dtype)
+
+
+_define(
+    "channels_first",
+    _channels_first_type,
+    lambda _call, data: np.ascontiguousarray(data.transpose(0, 3, 1, 2)),
+)
 
 
 def bitserial_conv2d(

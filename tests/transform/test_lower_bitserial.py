@@ -18,6 +18,7 @@ from tvmq.dialect import (
     bitpack,
     bitserial_conv2d,
     bitunpack,
+    channels_first,
     constant,
     conv2d,
     dense,
@@ -129,7 +130,7 @@ def test_last_layer_keeps_its_affine_and_returns_to_channels_first(assert_same):
             with R.dataflow():
                 x = bitpack(q, 1, 32)
                 nhwc = bitserial_conv2d(x, weight, [bias, scale, offset], kernel, "s")
-                y = R.permute_dims(nhwc, [0, 3, 1, 2])
+                y = channels_first(nhwc)
                 R.output(y)
             return y
 
@@ -159,7 +160,7 @@ def test_integers_that_leave_the_packed_world(assert_same):
             with R.dataflow():
                 x = bitpack(q, 1, 32)
                 nhwc = bitserial_conv2d(x, weight, [bias], kernel, "s")
-                s = R.permute_dims(nhwc, [0, 3, 1, 2])
+                s = channels_first(nhwc)
                 y = R.abs(s)
                 R.output(y)
             return y

@@ -14,6 +14,7 @@ from tvm import s_tir, tirx
 
 from tvmq.kernels import arm, x86
 from tvmq.kernels.conv2d import KERNEL_ATTRIBUTE, WORKLOAD_ATTRIBUTE, tiled_width
+from tvmq.kernels.layout import schedule_channels_first
 from tvmq.kernels.tiling import register_tile
 from tvmq.kernels.workload import Affine, Conv2dWorkload, Thresholds
 
@@ -198,6 +199,8 @@ def schedule(function: tirx.PrimFunc, target: TargetLike) -> tirx.PrimFunc | Non
         _schedule_pool(sch)
     elif str(kernel) == "quantize":
         _schedule_quantize(sch)
+    elif str(kernel) == "channels_first":
+        schedule_channels_first(sch)
     return _finish(sch)
 
 

@@ -25,6 +25,7 @@ from tvmq import dialect
 from tvmq.dialect import constant_array, encoding_of, pair, sides
 from tvmq.kernels import packing, pool
 from tvmq.kernels.conv2d import conv2d
+from tvmq.kernels.layout import channels_first
 
 __all__ = ["LegalizeKernels"]
 
@@ -60,6 +61,11 @@ def _bitunpack(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
     word_bits = int(np.dtype(str(call.args[0].ty.dtype)).itemsize) * 8
     function = packing.bitunpack(batch, int(call.attrs["channels"]), height, width, planes, word_bits)
     return _call_tir(builder, call, function, "bitunpack")
+
+
+def _channels_first(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
+    function = channels_first(*_extents(call.args[0].ty.shape), str(call.ty.dtype))
+    return _call_tir(builder, call, function, "channels_first")
 
 
 def _im2col_bitpack(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
@@ -183,6 +189,7 @@ LEGALIZATIONS: dict[str, Legalization] = {
     "tvmq.bitpack": _bitpack,
     "tvmq.bitserial_conv2d": _bitserial_conv2d,
     "tvmq.bitunpack": _bitunpack,
+    "tvmq.channels_first": _channels_first,
     "tvmq.dequantize": _dequantize,
     "tvmq.im2col_bitpack": _im2col_bitpack,
     "tvmq.max_pool2d": _max_pool2d,

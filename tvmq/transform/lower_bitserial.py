@@ -115,7 +115,7 @@ class _Lowerer(BindingRewriter):
 
     def as_channels_first(self, name: str, result: relax.Var, product: _Product) -> relax.Var:
         if is_call(product.call, "tvmq.conv2d"):
-            return self.emit(relax.op.permute_dims(result, [0, 3, 1, 2]), name)
+            return self.emit(dialect.channels_first(result), name)
         _, _, samples, channels = result.ty.shape
         return self.emit(relax.op.reshape(result, [samples, channels]), name)
 

@@ -1,0 +1,7 @@
+"""The quantization methods: one configuration per paper, each naming bit widths and the layers to leave in float."""
+
+from __future__ import annotations
+
+from tvmq.methods.qnn import QNN
+
+__all__ = ["QNN"]

@@ -1,0 +1,28 @@
+"""Training networks with low-bit weights and activations in torch.
+
+:func:`prepare` turns an ordinary module into a trainable low-bit copy; the helpers beside it are the parts of a
+training loop that differ from ordinary training; :func:`freeze` makes the trained copy ready for export.
+"""
+
+from __future__ import annotations
+
+from tvmq.errors import ToolchainError
+
+try:
+    import torch  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ToolchainError("tvmq.nn needs PyTorch, which is not installed: pip install 'tvmq[torch]'") from error
+
+from tvmq.nn.conversion import freeze, prepare
+from tvmq.nn.layers import BinaryConv2d, BinaryLinear
+from tvmq.nn.training import clip_weights, parameter_groups, squared_hinge_loss
+
+__all__ = [
+    "BinaryConv2d",
+    "BinaryLinear",
+    "clip_weights",
+    "freeze",
+    "parameter_groups",
+    "prepare",
+    "squared_hinge_loss",
+]

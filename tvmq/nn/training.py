@@ -1,0 +1,95 @@
+"""The three parts of a training loop that binary weights change: clipping, learning rates and the loss."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tvmq.nn.layers import BinaryLayer, binary_layers
+
+__all__ = ["clip_weights", "parameter_groups", "squared_hinge_loss"]
+
+
+@torch.no_grad()
+def clip_weights(module: nn.Module) -> None:
+    """Clip the latent weights of all binary layers to [-1, 1]; call it after each step of the optimiser.
+
+    Without it a latent weight drifts so far from zero that no gradient can flip its sign any more.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Changed in place; weights of other layers and biases are not.
+
+    Raises
+    ------
+    InputError
+        If there is no binary layer in the module.
+    """
+    for layer in binary_layers(module):
+        layer.weight.clamp_(-1.0, 1.0)
+
+
+def parameter_groups(module: nn.Module, lr: float) -> list[dict[str, Any]]:
+    """Parameters for an optimiser, with Glorot-scaled learning rates for binary weights.
+
+    A binary layer's latent weights get ``lr / sqrt(1.5 / (fan_in + fan_out))``, both fans including the kernel's area;
+    all other parameters get ``lr``.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Made by :func:`prepare`, or containing binary layers.
+    lr : float
+        The common learning rate.
+
+    Returns
+    -------
+    list of dict
+        The parameters with the plain rate first, then one group per binary weight.
+
+    Raises
+    ------
+    InputError
+        If there is no binary layer in the module.
+
+    Examples
+    --------
+    >>> from tvmq.nn import BinaryLinear
+    >>> [group["lr"] for group in parameter_groups(BinaryLinear(100, 50), lr=0.1)]
+    [0.1, 1.0]
+    """
+    # Keyed by identity: a weight that two layers share must reach the optimiser once.
+    binary = {id(layer.weight): layer for layer in binary_layers(module)}
+    plain = [parameter for parameter in module.parameters() if id(parameter) not in binary]
+    groups: list[dict[str, Any]] = [{"params": plain, "lr": lr}] if plain else []
+    return groups + [{"params": [layer.weight], "lr": lr * _glorot_scale(layer)} for layer in binary.values()]
+
+
+def squared_hinge_loss(scores: Tensor, labels: Tensor) -> Tensor:
+    """Mean of ``max(0, 1 - target * score)^2`` with target +1 for the labelled class and -1 for all others.
+
+    Parameters
+    ----------
+    scores : Tensor
+        ``[batch, classes]``.
+    labels : Tensor
+        ``[batch]``, class numbers of an integer dtype.
+
+    Returns
+    -------
+    Tensor
+        A scalar.
+    """
+    targets = F.one_hot(labels.long(), scores.shape[-1]).to(scores.dtype) * 2 - 1
+    return torch.clamp(1 - targets * scores, min=0).square().mean()
+
+
+def _glorot_scale(layer: BinaryLayer) -> float:
+    outputs, inputs = layer.weight.shape[:2]
+    area = math.prod(layer.weight.shape[2:])
+    return 1 / math.sqrt(1.5 / (inputs * area + outputs * area))
