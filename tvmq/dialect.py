@@ -9,8 +9,8 @@ exact integers
     ``conv2d`` and ``dense`` take codes and give int32 dot products in units of both scales; ``threshold`` turns
     those into the next layer's codes, ``affine`` into floats, ``max_pool2d`` works on codes.
 packed
-    ``bitpack``, ``im2col_bitpack``, ``bitunpack`` and ``channels_first`` change layout, ``bitserial_conv2d`` is one fused kernel from
-    packed bits to packed bits (or to integers or floats), ``packed_max_pool2d`` pools words.
+    ``bitpack``, ``im2col_bitpack``, ``bitunpack`` and ``channels_first`` change layout, ``bitserial_conv2d`` is one
+    fused kernel from packed bits to packed bits (or to integers or floats), ``packed_max_pool2d`` pools words.
 
 Every constructor can be called inside TVMScript, so tests write their expected modules with them.  ``REFERENCES``
 holds each operator's meaning as a numpy function; the golden executor runs those, and every kernel is compared to them.

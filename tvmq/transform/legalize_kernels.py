@@ -64,7 +64,8 @@ def _bitunpack(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
 
 
 def _channels_first(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
-    function = channels_first(*_extents(call.args[0].ty.shape), str(call.ty.dtype))
+    batch, height, width, channels = _extents(call.args[0].ty.shape)
+    function = channels_first(batch, height, width, channels, str(call.ty.dtype))
     return _call_tir(builder, call, function, "channels_first")
 
 
