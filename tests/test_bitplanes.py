@@ -138,12 +138,46 @@ def test_three_by_three_with_padding_one_has_three_classes_per_axis():
 
 @given(uniform)
 def test_negation_negates(encoding):
-    permutation = encoding.negation()
-    codes = np.arange(2**encoding.planes, dtype=np.uint8)
-    if permutation is None:
-        assert not all(-value in encoding.units(codes) for value in encoding.units(codes))
-        return
-    np.testing.assert_array_equal(encoding.units(permutation[codes]), -encoding.units(codes))
+    for code in np.arange(2**encoding.planes, dtype=np.uint8)[:, None]:
+        negated = encoding.negated(code)
+        if negated is None:
+            assert -encoding.units(code) not in encoding.units(np.arange(2**encoding.planes, dtype=np.uint8))
+        else:
+            assert encoding.units(negated) == -encoding.units(code)
+
+
+ALPHABETS = [
+    ([-1, 1], 1, "xor"),
+    ([-1, 0, 1], 2, "and"),
+    ([-3, -1, 1, 3], 2, "xor"),
+    ([0, 1, 2, 3], 2, "and"),
+    ([-2, -1, 0, 1], 2, "and"),
+    ([-4, -3, 0, 3], 3, "and"),
+    (list(range(-15, 16, 2)), 4, "xor"),
+    (list(range(-128, 128)), 8, "and"),
+]
+
+
+@pytest.mark.parametrize("levels, planes, combine", ALPHABETS)
+@pytest.mark.parametrize("channels", [1, 5])
+def test_values_find_their_smallest_alphabet(levels, planes, combine, channels):
+    random = np.random.default_rng(planes)
+    scale = random.uniform(0.01, 3, channels).astype(np.float32)
+    integers = np.resize(np.array(levels), (5, 300))
+    random.shuffle(integers, axis=1)
+    array = (integers * np.resize(scale, (5, 1))).astype(np.float32)
+    found = BitPlanes.of_values(array)
+    assert found.encoding.planes == planes
+    np.testing.assert_allclose(found.dense(), array, rtol=2e-7)
+    assert dot_terms(Encoding.unsigned(2), found.encoding).combine == combine
+
+
+def test_values_off_the_grid_have_no_alphabet():
+    random = np.random.default_rng(0)
+    assert BitPlanes.of_values(random.normal(size=(4, 50)).astype(np.float32)) is None
+    assert BitPlanes.of_values(np.array([[1.0, 1.7320508]], np.float32)) is None
+    for bad in (np.nan, np.inf, 0.0):
+        assert BitPlanes.of_values(np.full((2, 3), bad, np.float32)) is None
 
 
 @given(st.integers(2, 256), st.integers(-300, 300), st.floats(1e-3, 1e3))

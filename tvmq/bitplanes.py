@@ -40,7 +40,8 @@ joins the constant of the dot product.  :func:`border_classes` and :func:`consta
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -135,22 +136,26 @@ class Encoding:
         exact = self.units(codes).astype(np.float64) * _leading(self.scale.astype(np.float64), codes.ndim)
         return exact.astype(np.float32)
 
-    def negation(self) -> np.ndarray | None:
-        """For every code, the code of the negated value; None when some value has no negative.
+    def negated(self, codes: np.ndarray) -> np.ndarray | None:
+        """Codes of the negated values; None when the alphabet lacks the negative of some value that occurs.
+
+        Parameters
+        ----------
+        codes : uint8 array
 
         Returns
         -------
-        uint8 array of shape (2**P,), or None
-            None also for encodings whose coefficients differ per channel: those change sign by ``scale``.
+        uint8 array of the shape of ``codes``, or None
+            None also for encodings whose coefficients differ per channel.
         """
         if self.coefficients.ndim == 2 or self.offset.ndim == 1:
             return None
-        codes = np.arange(2**self.planes, dtype=np.uint8)
-        units = self.units(codes)
+        every = np.arange(2**self.planes, dtype=np.uint8)
+        units = self.units(every)
         matches = units[None, :] == -units[:, None]
-        if not matches.any(axis=1).all():
+        if not matches.any(axis=1)[codes].all():
             return None
-        return matches.argmax(axis=1).astype(np.uint8)
+        return matches.argmax(axis=1).astype(np.uint8)[codes]
 
     @classmethod
     def binary(cls, scale: float | np.ndarray = 1.0) -> Encoding:
@@ -254,6 +259,33 @@ class BitPlanes:
     def dense(self) -> np.ndarray:
         """The float32 tensor."""
         return self.encoding.values(self.codes)
+
+    @classmethod
+    def of_values(cls, array: np.ndarray) -> BitPlanes | None:
+        """Bit planes of a tensor whose values are integer multiples of one unit, or of one per output channel.
+
+        Parameters
+        ----------
+        array : float32 of shape (O, ...)
+
+        Returns
+        -------
+        BitPlanes or None
+            In the alphabet of the fewest planes that holds all values; values agree to float32 rounding.  None if
+            the values are not finite, all zero in some channel, or not multiples up to 128 of a unit.
+        """
+        rows = array.reshape(len(array), -1)
+        if not rows.size or not np.isfinite(rows).all():
+            return None
+        best: BitPlanes | None = None
+        for scale in _units(rows):
+            multiples = np.round(rows.astype(np.float64) / scale[:, None]).astype(np.int64)
+            found = _smallest_alphabet(multiples)
+            if found is not None and (best is None or found[0].planes < best.encoding.planes):
+                encoding, codes = found
+                shared = scale[0] if np.all(scale == scale[0]) else scale
+                best = cls(codes.reshape(array.shape), dataclasses.replace(encoding, scale=np.float32(shared)))
+        return best
 
 
 @dataclass(frozen=True)
@@ -398,6 +430,57 @@ def dot(x: BitPlanes, w: BitPlanes) -> np.ndarray:
     for j in range(len(packed_w)):
         total += xo * b[..., j] * count_w[j]
     return total + length * xo * wo
+
+
+MAX_MULTIPLE = 128
+# Float32 rounding of a product of a unit and a multiple, and of the quotient that finds the unit.
+UNIT_TOLERANCE = 2.0**-22
+
+
+def _units(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Candidate units, float32 of shape (O,): one for the whole tensor, then one per row, where they exist."""
+    levels = np.unique(np.abs(rows))
+    if len(levels) <= MAX_MULTIPLE + 1:
+        unit = _unit(levels)
+        if unit is not None:
+            yield np.full(len(rows), unit, np.float32)
+    units = []
+    for row in rows:
+        levels = np.unique(np.abs(row))
+        unit = _unit(levels) if len(levels) <= MAX_MULTIPLE + 1 else None
+        if unit is None:
+            return
+        units.append(unit)
+    yield np.array(units, np.float32)
+
+
+def _unit(magnitudes: np.ndarray) -> float | None:
+    """The largest unit of which all magnitudes (ascending) are integer multiples; None if there is none."""
+    largest = float(magnitudes[-1])
+    if largest == 0:
+        return None
+    units = largest / np.arange(1, MAX_MULTIPLE + 1)
+    multiples = magnitudes.astype(np.float64)[None, :] / units[:, None]
+    errors = np.abs(multiples - np.round(multiples))
+    fits = np.all(errors <= UNIT_TOLERANCE * np.maximum(multiples, 1), axis=1)
+    return float(units[fits.argmax()]) if fits.any() else None
+
+
+def _smallest_alphabet(multiples: np.ndarray) -> tuple[Encoding, np.ndarray] | None:
+    """The alphabet of the fewest planes that holds all the integers, and their codes; symmetric ones first."""
+    levels = np.unique(multiples)
+    for planes in range(1, MAX_PLANES + 1):
+        candidates = [Encoding.equispaced(planes)]
+        if planes == 2:
+            candidates.append(Encoding.ternary())
+        candidates += [Encoding.unsigned(planes), Encoding.twos_complement(planes)]
+        for encoding in candidates:
+            units = encoding.units(np.arange(2**planes, dtype=np.uint8))
+            if np.isin(levels, units).all():
+                order = np.argsort(units, kind="stable")
+                positions = np.searchsorted(units[order], multiples)
+                return encoding, order[positions].astype(np.uint8)
+    return None
 
 
 def _pack(plane: np.ndarray) -> np.ndarray:

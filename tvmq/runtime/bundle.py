@@ -77,7 +77,8 @@ class Bundle:
     check_inputs: list[np.ndarray] = field(repr=False, default_factory=list)
     check_outputs: list[np.ndarray] = field(repr=False, default_factory=list)
     path: Path | None = None
-    _executors: dict[str | None, Executor] = field(default_factory=dict, init=False, repr=False)
+    _executors: dict[str, Executor] = field(default_factory=dict, init=False, repr=False)
+    _default: str | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Complete the manifest, after a look at whether the parts belong together."""
@@ -346,6 +347,7 @@ class Bundle:
 
     def _executor(self, target: str | None) -> Executor:
         """The loaded library of a target; of the best one for ``None``.  What fits is looked up once."""
+        target = self._default if target is None else target
         if target in self._executors:
             return self._executors[target]
         machine = this_machine()
@@ -353,9 +355,11 @@ class Bundle:
         obstacle = _obstacle(self._entry(name), machine)
         if obstacle is not None:
             raise self._error(f"its library for '{name}' {obstacle}; {_remedy(name)}")
-        executor = self._executors.get(name) or Executor.from_bytes(self.libraries[name])
-        self._executors[name] = self._executors[target] = executor
-        return executor
+        if target is None:
+            self._default = name
+        if name not in self._executors:
+            self._executors[name] = Executor.from_bytes(self.libraries[name])
+        return self._executors[name]
 
     def _best(self, machine: Machine) -> str:
         fitting = self._fitting(machine)

@@ -3,7 +3,7 @@
 Before::
 
     b = tvmq.dequantize(q, ...)
-    conv1 = R.nn.conv2d(b, weight)        # weight: a float constant of ±1, times one scale per output channel
+    conv1 = R.nn.conv2d(b, weight)        # weight: a float constant, multiples of a unit per output channel
 
 After::
 
@@ -24,31 +24,11 @@ from tvm import relax
 from tvm.ir import Call
 
 from tvmq import dialect
-from tvmq.bitplanes import BitPlanes, Encoding
+from tvmq.bitplanes import BitPlanes
 from tvmq.dialect import constant_value, is_call
 from tvmq.transform.rewriter import BindingRewriter
 
-__all__ = ["EncodeWeights", "binary_weight"]
-
-
-def binary_weight(array: np.ndarray) -> BitPlanes | None:
-    """A weight of ±1 times a scale per output channel (or one for all), as bit planes.
-
-    Parameters
-    ----------
-    array : float32 of shape (O, ...)
-
-    Returns
-    -------
-    BitPlanes or None
-        None if the magnitudes within a channel differ, or are zero or not finite.
-    """
-    magnitude = np.abs(array.reshape(len(array), -1))
-    scale = magnitude[:, 0]
-    if not np.all(magnitude == scale[:, None]) or not np.all(scale > 0) or not np.isfinite(scale).all():
-        return None
-    shared = scale[0] if np.all(scale == scale[0]) else scale
-    return BitPlanes((array > 0).astype(np.uint8), Encoding.binary(shared))
+__all__ = ["EncodeWeights"]
 
 
 class _Encoder(BindingRewriter):
@@ -64,7 +44,7 @@ class _Encoder(BindingRewriter):
         return self.emit(Call(call.op, [data, weight], call.attrs, call.ty_args), variable.name)
 
     def encoded_weight(self, call: Call, weight: relax.Expr, name: str) -> relax.Expr:
-        """A dequantize of constant codes where the weight is one of two opposite values per output channel."""
+        """A dequantize of constant codes where the weight lies on an alphabet of :class:`BitPlanes`."""
         definition = self.definition(weight)
         transposed = is_call(definition, "relax.permute_dims")
         array = constant_value(self.definition(definition.args[0]) if transposed else definition)
@@ -75,7 +55,7 @@ class _Encoder(BindingRewriter):
             return weight
         if is_matmul and not transposed:
             array = np.ascontiguousarray(array.T)
-        planes = binary_weight(array)
+        planes = BitPlanes.of_values(array)
         if planes is None:
             return weight
         dequantized = self.emit(
@@ -86,7 +66,7 @@ class _Encoder(BindingRewriter):
 
 @tvm.transform.module_pass(opt_level=0, name="tvmq.EncodeWeights")
 class EncodeWeights:
-    """Two-valued constant weights of quantized products become ``tvmq.dequantize`` of constant codes."""
+    """Constant weights on an alphabet, of quantized products, become ``tvmq.dequantize`` of constant codes."""
 
     def transform_module(self, module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
         """Apply the pass."""

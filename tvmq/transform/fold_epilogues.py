@@ -261,12 +261,12 @@ class _Folder(BindingRewriter):
         if not channels.any():
             return accumulator
         _, w = dialect.operand_encodings(accumulator)
-        permutation = w.negation()
-        if permutation is None:
+        codes = constant_array(accumulator.args[1]).copy()
+        negated = w.negated(codes[channels])
+        if negated is None:
             return None
-        codes = constant_array(accumulator.args[1])
-        flip = channels.reshape(-1, *([1] * (codes.ndim - 1)))
-        weight = dialect.constant(np.where(flip, permutation[codes], codes))
+        codes[channels] = negated
+        weight = dialect.constant(codes)
         return Call(accumulator.op, [accumulator.args[0], weight], accumulator.attrs)
 
     def materialize(self, value: Any) -> relax.Expr:
