@@ -7,7 +7,8 @@ values and codes
     (see :mod:`tvmq.bitplanes` for what a code means).
 exact integers
     ``conv2d`` and ``dense`` take codes and give int32 dot products in units of both scales; ``threshold`` turns
-    those into the next layer's codes, ``affine`` into floats, ``max_pool2d`` works on codes.
+    those into the next layer's codes (``float_threshold`` does so with floats), ``affine`` turns them into floats,
+    ``max_pool2d`` works on codes.
 packed
     ``bitpack``, ``im2col_bitpack``, ``bitunpack`` and ``channels_first`` change layout, ``bitserial_conv2d`` is one
     fused kernel from packed bits to packed bits (or to integers or floats), ``packed_max_pool2d`` pools words.
@@ -23,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import tvm_ffi
-from tvm import relax
+from tvm import relax, tirx
 from tvm.ir import Call, GenericConst, Op, make_node, register_op_attr
 
 from tvmq import errors
@@ -46,9 +47,11 @@ __all__ = [
     "dequantize",
     "encoding_constants",
     "encoding_of",
+    "float_threshold",
     "fused_multiply_add",
     "im2col_bitpack",
     "is_call",
+    "is_symbolic",
     "max_pool2d",
     "operand_encodings",
     "packed_max_pool2d",
@@ -310,6 +313,34 @@ def _threshold_reference(_call: Call, accumulator: np.ndarray, thresholds: np.nd
 
 
 _define("threshold", lambda call: relax.TensorType(_shape(call.args[0]), "uint8"), _threshold_reference)
+
+
+def float_threshold(x: relax.Expr, direction: relax.Expr, thresholds: relax.Expr, codes: relax.Expr) -> Call:
+    """Codes of floats, channel by channel: ``codes[number of thresholds <= direction * x]``.
+
+    Parameters
+    ----------
+    x : float32 of shape (N, C, ...)
+    direction : float32 of shape (C,)
+        1 or -1.
+    thresholds : float32 of shape (T, C), ascending along T
+        Infinite where no x, or every x, reaches the threshold.
+    codes : uint8 of shape (T + 1,)
+
+    Returns
+    -------
+    Call of type uint8, shape of ``x``
+    """
+    return _call("float_threshold", [x, direction, thresholds, codes])
+
+
+def _float_threshold_reference(
+    _call: Call, x: np.ndarray, direction: np.ndarray, thresholds: np.ndarray, codes: np.ndarray
+) -> np.ndarray:
+    return _threshold_reference(_call, x * _per_channel(direction, x.ndim), thresholds, codes)
+
+
+_define("float_threshold", lambda call: relax.TensorType(_shape(call.args[0]), "uint8"), _float_threshold_reference)
 
 
 def affine(x: relax.Expr, scale: relax.Expr, offset: relax.Expr) -> Call:
@@ -760,6 +791,11 @@ def encoding_of(call: Call) -> Encoding:
     """The encoding of a ``tvmq.dequantize``."""
     coefficients, offset, scale = (constant_array(argument) for argument in call.args[1:])
     return Encoding(coefficients, offset, scale)
+
+
+def is_symbolic(dimension: Any) -> bool:
+    """Whether a dimension of a shape is not a known number."""
+    return not isinstance(dimension, int | tirx.IntImm)
 
 
 def pair(values: Any) -> tuple[int, int]:

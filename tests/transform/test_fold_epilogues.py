@@ -20,13 +20,14 @@ from tvmq.dialect import (
     dense,
     dequantize,
     encoding_constants,
+    float_threshold,
     max_pool2d,
     quantize,
     threshold,
 )
 from tvmq.errors import ModelError
 from tvmq.transform import FoldEpilogues
-from tvmq.transform.fold_epilogues import ALWAYS, NEVER, integer_thresholds
+from tvmq.transform.fold_epilogues import ALWAYS, NEVER, float_thresholds, integer_thresholds
 
 BINARY = Encoding.binary()
 SIGN = encoding_constants(BINARY)
@@ -239,6 +240,156 @@ def test_broken_parameters_name_the_layer(index, bad):
 
     with pytest.raises(ModelError, match="layer 'conv1'"):
         FoldEpilogues()(Before)
+
+
+def test_a_float_batch_norm_becomes_one_affine(assert_same):
+    parameters = norm((2.0, -1.0, 0.0))
+    scale = constant(np.array([1.0, -0.5, 0.0], np.float32))
+    offset = constant(np.array([-0.5, 1.0, 0.5], np.float32))
+
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(x: R.Tensor((2, 3, 4, 4), "float32")):
+            with R.dataflow():
+                bn = R.nn.batch_norm(x, *parameters, axis=1, epsilon=0.0, training=False)
+                y = R.nn.relu(bn[0])
+                R.output(y)
+            return y
+
+    @I.ir_module
+    class Expected:
+        @R.function
+        def main(x: R.Tensor((2, 3, 4, 4), "float32")):
+            with R.dataflow():
+                bn = affine(x, scale, offset)
+                y = R.nn.relu(bn)
+                R.output(y)
+            return y
+
+    assert_same(FoldEpilogues()(Before), Expected)
+
+
+def test_batch_norms_over_other_axes_or_with_unknown_parameters_stay(assert_same):
+    parameters = norm((2.0, -1.0, 0.0))
+
+    @I.ir_module
+    class OtherAxis:
+        @R.function
+        def main(x: R.Tensor((2, 4, 4, 3), "float32")):
+            with R.dataflow():
+                bn = R.nn.batch_norm(x, *parameters, axis=3, training=False)
+                y = R.nn.relu(bn[0])
+                R.output(y)
+            return y
+
+    @I.ir_module
+    class Unknown:
+        @R.function
+        def main(x: R.Tensor((2, 3, 4, 4), "float32"), gamma: R.Tensor((3,), "float32")):
+            with R.dataflow():
+                bn = R.nn.batch_norm(x, gamma, *parameters[1:], axis=1, training=False)
+                y = R.nn.relu(bn[0])
+                R.output(y)
+            return y
+
+    for module in (OtherAxis, Unknown):
+        assert_same(FoldEpilogues()(module), module)
+
+
+def test_after_a_residual_sum_the_norm_goes_into_float_thresholds(assert_same):
+    parameters = norm((1.0, -1.0, 0.0), mean=(0.0, 0.0, 0.0))
+    one, zero = constant(np.ones(3, np.float32)), constant(np.zeros(3, np.float32))
+    direction = constant(np.array([1, -1, 1], np.float32))
+    # y / 2 * gamma + 0.5 >= 0: y >= -1, -y >= -1, always
+    limits = constant(np.array([[-1, -1, -np.inf]], np.float32))
+
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(q: R.Tensor((1, 4, 6, 6), "uint8"), shortcut: R.Tensor((1, 3, 4, 4), "float32")):
+            with R.dataflow():
+                x = dequantize(q, *SIGN)
+                w = dequantize(CODES, *SIGN)
+                conv1 = R.nn.conv2d(x, w)
+                y = R.add(conv1, shortcut)
+                bn = R.nn.batch_norm(y, *parameters, axis=1, epsilon=0.0, training=False)
+                h = R.clip(bn[0], T.float64(-1.0), T.float64(1.0))
+                q2 = quantize(h, ZERO, BITS)
+                R.output(q2)
+            return q2
+
+    @I.ir_module
+    class Expected:
+        @R.function
+        def main(q: R.Tensor((1, 4, 6, 6), "uint8"), shortcut: R.Tensor((1, 3, 4, 4), "float32")):
+            with R.dataflow():
+                s = conv2d(q, CODES, BINARY, BINARY)
+                conv1 = affine(s, one, zero)
+                y = R.add(conv1, shortcut)
+                q2 = float_threshold(y, direction, limits, BITS)
+                R.output(q2)
+            return q2
+
+    assert_same(FoldEpilogues()(Before), Expected)
+
+
+def test_an_alphabet_without_negatives_compares_floats(assert_same):
+    unsigned = Encoding.unsigned(1)
+    alphabet = encoding_constants(unsigned)
+    parameters = norm((1.0, -1.0, 1.0), mean=(0.0, 0.0, 0.0))
+    one, zero = constant(np.ones(3, np.float32)), constant(np.zeros(3, np.float32))
+    direction = constant(np.array([1, -1, 1], np.float32))
+    limits = constant(np.array([[-1, -1, -1]], np.float32))
+
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(q: R.Tensor((1, 4, 6, 6), "uint8")):
+            with R.dataflow():
+                x = dequantize(q, *SIGN)
+                w = dequantize(CODES, *alphabet)
+                conv1 = R.nn.conv2d(x, w)
+                bn = R.nn.batch_norm(conv1, *parameters, axis=1, epsilon=0.0, training=False)
+                q2 = quantize(bn[0], ZERO, BITS)
+                R.output(q2)
+            return q2
+
+    @I.ir_module
+    class Expected:
+        @R.function
+        def main(q: R.Tensor((1, 4, 6, 6), "uint8")):
+            with R.dataflow():
+                s = conv2d(q, CODES, BINARY, unsigned)
+                conv1 = affine(s, one, zero)
+                q2 = float_threshold(conv1, direction, limits, BITS)
+                R.output(q2)
+            return q2
+
+    assert_same(FoldEpilogues()(Before), Expected)
+
+
+@settings(max_examples=100)
+@given(
+    st.lists(st.sampled_from([0.0, 1e-30, -1e-3, 0.7, -1.0, 3.0, 1e20]), min_size=4, max_size=4),
+    st.lists(st.floats(-50, 50, width=32), min_size=4, max_size=4),
+    st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=3, unique=True),
+)
+def test_float_thresholds_agree_with_the_function_around_every_threshold(factors, shifts, levels):
+    factor, shift = np.array(factors), np.array(shifts)
+    thresholds = np.sort(np.array(levels, np.float32))
+    direction = np.sign(factor).astype(np.int64)
+
+    def function(x):
+        with np.errstate(invalid="ignore"):
+            return np.clip(x.astype(np.float64) * factor + shift, -45, 45)
+
+    found = float_thresholds(function, direction, thresholds)
+    sign = np.where(direction < 0, -1, 1).astype(np.float32)
+    finite = np.where(np.isfinite(found), found, np.float32(0))
+    for x in (finite, np.nextafter(finite, np.float32(-np.inf)), np.nextafter(finite, np.float32(np.inf))):
+        for row, level in enumerate(thresholds):
+            np.testing.assert_array_equal(x[row] >= found[row], function(x[row] * sign) >= np.float64(level))
 
 
 magnitudes = st.sampled_from([0.0, 1e-30, 1e-3, 0.7, 1.0, 3.0, 1e20])

@@ -1,7 +1,6 @@
 """The passes: each one file, one class, and usable alone as an ordinary TVM pass."""
 
 from tvmq.transform.encode_weights import EncodeWeights
-from tvmq.transform.fold_batch_norms import FoldBatchNorms
 from tvmq.transform.fold_epilogues import FoldEpilogues
 from tvmq.transform.legalize_kernels import LegalizeKernels
 from tvmq.transform.lower_bitserial import LowerBitserial
@@ -13,7 +12,6 @@ from tvmq.transform.schedule_kernels import ScheduleKernels
 
 __all__ = [
     "EncodeWeights",
-    "FoldBatchNorms",
     "FoldEpilogues",
     "LegalizeKernels",
     "LowerBitserial",

@@ -140,11 +140,32 @@ def _threshold(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
             level = tirx.const(0, "int32")
             for row in range(len(codes) - 1):
                 level = level + (accumulator[index] >= thresholds[row, index[1]]).astype("int32")
-            return table[level]
+            return level.astype("uint8") if _counts(codes) else table[level]
 
         return te.compute(accumulator.shape, code, name="threshold")
 
     return builder.call_te(compute, *call.args, primfunc_name_hint="threshold")
+
+
+def _float_threshold(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
+    codes = constant_array(call.args[3])
+
+    def compute(x: te.Tensor, direction: te.Tensor, thresholds: te.Tensor, table: te.Tensor) -> te.Tensor:
+        def code(*index: Any) -> Any:
+            number = x[index] * direction[index[1]]
+            level = tirx.const(0, "int32")
+            for row in range(len(codes) - 1):
+                level = level + (number >= thresholds[row, index[1]]).astype("int32")
+            return level.astype("uint8") if _counts(codes) else table[level]
+
+        return te.compute(x.shape, code, name="float_threshold")
+
+    return builder.call_te(compute, *call.args, primfunc_name_hint="float_threshold")
+
+
+def _counts(codes: np.ndarray) -> bool:
+    """Whether the code of every level is its number, so that no table is needed."""
+    return bool(np.array_equal(codes, np.arange(len(codes))))
 
 
 def _affine(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
@@ -192,6 +213,7 @@ LEGALIZATIONS: dict[str, Legalization] = {
     "tvmq.bitunpack": _bitunpack,
     "tvmq.channels_first": _channels_first,
     "tvmq.dequantize": _dequantize,
+    "tvmq.float_threshold": _float_threshold,
     "tvmq.im2col_bitpack": _im2col_bitpack,
     "tvmq.max_pool2d": _max_pool2d,
     "tvmq.packed_max_pool2d": _packed_max_pool2d,

@@ -7,7 +7,6 @@ from tvm import relax
 
 from tvmq.target import Target, get_target
 from tvmq.transform.encode_weights import EncodeWeights
-from tvmq.transform.fold_batch_norms import FoldBatchNorms
 from tvmq.transform.fold_epilogues import FoldEpilogues
 from tvmq.transform.legalize_kernels import LegalizeKernels
 from tvmq.transform.lower_bitserial import LowerBitserial
@@ -26,7 +25,6 @@ def folding_passes() -> list[tvm.transform.Pass]:
         PropagateCodes(),
         EncodeWeights(),
         FoldEpilogues(),
-        FoldBatchNorms(),
         relax.transform.EliminateCommonSubexpr(),
     ]
 

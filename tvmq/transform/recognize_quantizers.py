@@ -30,6 +30,7 @@ from tvmq import dialect
 from tvmq.bitplanes import MAX_PLANES, Encoding
 from tvmq.dialect import constant_value, is_call
 from tvmq.golden import evaluate
+from tvmq.transform.floats import LARGEST_KEY, SMALLEST_KEY, float_of_key
 from tvmq.transform.rewriter import BindingRewriter
 
 __all__ = ["RecognizeQuantizers", "staircase"]
@@ -44,17 +45,6 @@ SMOOTH = tuple(
         *("tanh", "sigmoid", "astype"),
     )
 )
-
-
-def _float_of_key(key: np.ndarray) -> np.ndarray:
-    """Float32 of an integer key; keys are in the order of the floats they stand for."""
-    bits = np.where(key < 0, -2147483648 - key - 1, key).astype(np.int32)
-    return bits.view(np.float32)
-
-
-def _key_of_float(value: float) -> int:
-    bits = int(np.float32(value).view(np.int32))
-    return -2147483648 - bits - 1 if bits < 0 else bits
 
 
 def staircase(function: Any, most: int = 2**MAX_PLANES) -> tuple[np.ndarray, np.ndarray] | None:
@@ -72,14 +62,12 @@ def staircase(function: Any, most: int = 2**MAX_PLANES) -> tuple[np.ndarray, np.
     (float32 array of shape (T,), float32 array of shape (T + 1,)) or None
         Thresholds, such that the level is ``levels[number of thresholds <= x]``; None with more than ``most`` levels.
     """
-    largest = float(np.finfo(np.float32).max)
-    low = np.array([_key_of_float(-largest)], np.int64)
-    high = np.array([_key_of_float(largest)], np.int64)
-    at_low, at_high = function(_float_of_key(low)), function(_float_of_key(high))
+    low, high = np.array([SMALLEST_KEY], np.int64), np.array([LARGEST_KEY], np.int64)
+    at_low, at_high = function(float_of_key(low)), function(float_of_key(high))
     first = at_low[0]
     while np.any(high - low > 1):
         middle = (low + high) // 2
-        at_middle = function(_float_of_key(middle))
+        at_middle = function(float_of_key(middle))
         low, high = np.concatenate([low, middle]), np.concatenate([middle, high])
         at_low, at_high = np.concatenate([at_low, at_middle]), np.concatenate([at_middle, at_high])
         steps = (at_low != at_high) & (high > low)
@@ -87,7 +75,7 @@ def staircase(function: Any, most: int = 2**MAX_PLANES) -> tuple[np.ndarray, np.
         if len(low) >= most:
             return None
     order = np.argsort(high)
-    thresholds = _float_of_key(high[order]) + np.float32(0)  # -0.0 becomes 0.0
+    thresholds = float_of_key(high[order]) + np.float32(0)  # -0.0 becomes 0.0
     levels = np.concatenate([[first], at_high[order]]).astype(np.float32)
     return thresholds, levels
 
