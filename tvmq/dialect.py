@@ -717,18 +717,19 @@ def packed_max_pool2d(
     dilation: Sequence[int],
     ceil_mode: bool,
 ) -> Call:
-    """:func:`max_pool2d` on words of one plane: OR, or AND in channels whose bit of ``flip`` is set.
+    """:func:`max_pool2d` on words; the minimum in channels whose bit of ``flip`` is set.
 
     Parameters
     ----------
-    packed : uint8 or uint32 of shape (N, H, W, 1, words)
+    packed : uint8 or uint32 of shape (N, H, W, P, words)
+        Codes compare as unsigned numbers; for one plane that is OR and AND.
     flip : of the same dtype, shape (words,)
     pool_size, strides, padding, dilation, ceil_mode
         As for :func:`max_pool2d`.
 
     Returns
     -------
-    Call of shape (N, OH, OW, 1, words)
+    Call of shape (N, OH, OW, P, words)
     """
     return _call(
         "packed_max_pool2d",
@@ -755,16 +756,19 @@ def _packed_max_pool2d_reference(call: Call, packed: np.ndarray, flip: np.ndarra
     pool, strides, dilation = (_integers(call.attrs[key]) for key in ("pool_size", "strides", "dilation"))
     top, left, _, _ = _integers(call.attrs["padding"])
     rows, columns = (int(size) for size in list(call.ty.shape)[1:3])
-    flipped = packed ^ flip
-    result = np.zeros((len(packed), rows, columns, *packed.shape[3:]), packed.dtype)
+    word_bits = 8 * packed.dtype.itemsize
+    # Codes of all channels, those in the tails included, in the order (N, H, W, channel).
+    planes = unpack_activations(packed ^ flip, packed.shape[-1] * word_bits).transpose(0, 1, 3, 4, 2)
+    codes = sum(plane.astype(np.uint8) << np.uint8(index) for index, plane in enumerate(planes))
+    result = np.zeros((len(packed), rows, columns, codes.shape[-1]), np.uint8)
     for y in range(rows):
         for x in range(columns):
             for ky in range(pool[0]):
                 for kx in range(pool[1]):
                     row, column = y * strides[0] + ky * dilation[0] - top, x * strides[1] + kx * dilation[1] - left
                     if 0 <= row < packed.shape[1] and 0 <= column < packed.shape[2]:
-                        result[:, y, x] |= flipped[:, row, column]
-    return result ^ flip
+                        np.maximum(result[:, y, x], codes[:, row, column], out=result[:, y, x])
+    return pack_activations(_planes(result.transpose(0, 3, 1, 2), len(planes)), word_bits) ^ flip
 
 
 _define("packed_max_pool2d", _packed_max_pool2d_type, _packed_max_pool2d_reference)

@@ -108,3 +108,43 @@ def test_scales_per_channel_stay_where_they_are(assert_same):
             return f
 
     assert_same(PropagateCodes()(Before), Before)
+
+
+def test_concat_of_one_encoding_joins_codes(assert_same):
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(q: R.Tensor((1, 4, 6, 6), "uint8"), r: R.Tensor((1, 4, 6, 6), "uint8")):
+            with R.dataflow():
+                a = dequantize(q, *TERNARY)
+                b = dequantize(r, *TERNARY)
+                c = R.concat((a, b), axis=1)
+                R.output(c)
+            return c
+
+    @I.ir_module
+    class Expected:
+        @R.function
+        def main(q: R.Tensor((1, 4, 6, 6), "uint8"), r: R.Tensor((1, 4, 6, 6), "uint8")):
+            with R.dataflow():
+                c = R.concat((q, r), axis=1)
+                d = dequantize(c, *TERNARY)
+                R.output(d)
+            return d
+
+    assert_same(PropagateCodes()(Before), Expected)
+
+
+def test_concat_of_different_encodings_needs_values(assert_same):
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(q: R.Tensor((1, 4, 6, 6), "uint8"), r: R.Tensor((1, 4, 6, 6), "uint8")):
+            with R.dataflow():
+                a = dequantize(q, *TERNARY)
+                b = dequantize(r, *SIGN)
+                c = R.concat((a, b), axis=1)
+                R.output(c)
+            return c
+
+    assert_same(PropagateCodes()(Before), Before)

@@ -2,6 +2,7 @@
 
 from tvmq.transform.encode_weights import EncodeWeights
 from tvmq.transform.fold_epilogues import FoldEpilogues
+from tvmq.transform.hoist_quantizers import HoistQuantizers
 from tvmq.transform.legalize_kernels import LegalizeKernels
 from tvmq.transform.lower_bitserial import LowerBitserial
 from tvmq.transform.mark_opaque import MarkOpaque
@@ -13,6 +14,7 @@ from tvmq.transform.schedule_kernels import ScheduleKernels
 __all__ = [
     "EncodeWeights",
     "FoldEpilogues",
+    "HoistQuantizers",
     "LegalizeKernels",
     "LowerBitserial",
     "MarkOpaque",

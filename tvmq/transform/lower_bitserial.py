@@ -91,7 +91,11 @@ class _Lowerer(BindingRewriter):
             return self.threshold(variable, value, source)
         if is_call(value, "tvmq.affine") and isinstance(source, _Product):
             return self.affine(variable, value, source)
-        if is_call(value, "tvmq.max_pool2d") and isinstance(source, _Packed) and source.planes == 1:
+        if is_call(value, "relax.concat"):
+            joined = self.concat(variable, value)
+            if joined is not None:
+                return joined
+        if is_call(value, "tvmq.max_pool2d") and isinstance(source, _Packed):
             return self.max_pool2d(variable, value, source)
         if is_call(value, "relax.reshape", "relax.flatten") and isinstance(source, _Packed) and not source.rows:
             _, channels, height, width = value.args[0].ty.shape
@@ -183,6 +187,19 @@ class _Lowerer(BindingRewriter):
         return self.emit(relax.op.reshape(words, [1, 1, samples, planes, length]), "rows")
 
     # --- codes ---
+
+    def concat(self, variable: relax.Var, call: Call) -> _Packed | None:
+        """Packed images side by side, where all but the last fill their words."""
+        fields = call.args[0].fields if isinstance(call.args[0], relax.Tuple) else []
+        parts = [self.operand(field) for field in fields]
+        if int(call.attrs["axis"]) != 1 or not parts or not all(isinstance(part, _Packed) for part in parts):
+            return None
+        word_bits = self.target.word_bits
+        aligned = all(part.channels % word_bits == 0 for part in parts[:-1])
+        if not aligned or any(part.rows or part.planes != parts[0].planes for part in parts):
+            return None
+        words = self.emit(relax.op.concat([part.words for part in parts], axis=4), variable.name)
+        return _Packed(words, sum(part.channels for part in parts))
 
     def max_pool2d(self, variable: relax.Var, call: Call, source: _Packed) -> _Packed:
         attrs = call.attrs

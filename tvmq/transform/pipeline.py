@@ -8,6 +8,7 @@ from tvm import relax
 from tvmq.target import Target, get_target
 from tvmq.transform.encode_weights import EncodeWeights
 from tvmq.transform.fold_epilogues import FoldEpilogues
+from tvmq.transform.hoist_quantizers import HoistQuantizers
 from tvmq.transform.legalize_kernels import LegalizeKernels
 from tvmq.transform.lower_bitserial import LowerBitserial
 from tvmq.transform.mark_opaque import MarkOpaque
@@ -23,6 +24,7 @@ def folding_passes() -> list[tvm.transform.Pass]:
     return [
         RecognizeQuantizers(),
         PropagateCodes(),
+        HoistQuantizers(),
         EncodeWeights(),
         FoldEpilogues(),
         relax.transform.EliminateCommonSubexpr(),

@@ -4,7 +4,7 @@ Before::
 
     b = tvmq.dequantize(q, ...)
     p = R.nn.max_pool2d(b)
-    f = R.reshape(p, (n, k))
+    f = R.reshape(p, (n, k))             # and R.concat of tensors with one encoding
 
 After::
 
@@ -54,6 +54,10 @@ def _order(encoding: Encoding) -> int:
 
 class _Propagator(BindingRewriter):
     def bind(self, variable: relax.Var, value: relax.Expr) -> Any:
+        if is_call(value, "relax.concat"):
+            joined = self.joined(variable, value)
+            if joined is not None:
+                return joined
         if is_call(value, "relax.nn.max_pool2d", "relax.reshape", "relax.flatten"):
             source = self.definition(self.substitute(value.args[0]))
             if is_call(source, "tvmq.dequantize") and all(
@@ -64,6 +68,25 @@ class _Propagator(BindingRewriter):
                     codes = self.emit(moved, f"{variable.name}_codes")
                     return self.emit(Call(source.op, [codes, *source.args[1:]], source.attrs), variable.name)
         return super().bind(variable, value)
+
+    def joined(self, variable: relax.Var, call: Call) -> relax.Var | None:
+        """A concat of dequantized tensors of one encoding as the dequantize of a concat of codes."""
+        fields = self.definition(self.substitute(call.args[0]))
+        if not isinstance(fields, relax.Tuple):
+            return None
+        sources = [self.definition(field) for field in fields.fields]
+        if not all(is_call(source, "tvmq.dequantize") for source in sources):
+            return None
+        first = [constant_array(argument) for argument in sources[0].args[1:]]
+        for source in sources[1:]:
+            others = [constant_array(argument) for argument in source.args[1:]]
+            if not all(np.array_equal(one, other) for one, other in zip(first, others, strict=True)):
+                return None
+        if [array.ndim for array in first] != [1, 0, 0]:
+            return None
+        codes = relax.Tuple([source.args[0] for source in sources])
+        joined = self.emit(Call(call.op, [codes], call.attrs), f"{variable.name}_codes")
+        return self.emit(Call(sources[0].op, [joined, *sources[0].args[1:]], sources[0].attrs), variable.name)
 
     def on_codes(self, call: Call, source: Call) -> Call | None:
         codes = source.args[0]
@@ -79,7 +102,7 @@ class _Propagator(BindingRewriter):
 
 @tvm.transform.module_pass(opt_level=0, name="tvmq.PropagateCodes")
 class PropagateCodes:
-    """``dequantize`` moves below max-pool, reshape and flatten."""
+    """``dequantize`` moves below max-pool, reshape, flatten and concat."""
 
     def transform_module(self, module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
         """Apply the pass."""
