@@ -20,6 +20,8 @@ FLOORS = {
     "methods": 4,
     "compiler": 4,
     "model": 3.5,
+    "verification": 3.8,
+    "build": 3.5,
     "layers": 3.5,
     "transform": 3,
     "golden": 3,

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from tvmq.target import Target, get_target
     from tvmq.target import list_targets as targets
     from tvmq.transform.pipeline import pipeline
+    from tvmq.verification import verify
 
 __all__ = [
     "QNN",
@@ -57,6 +58,7 @@ __all__ = [
     "prepare",
     "targets",
     "transform",
+    "verify",
 ]
 
 # public name -> (module, name there); "" is the module itself
@@ -82,6 +84,7 @@ _HOMES = {
     "prepare": ("tvmq.nn", "prepare"),
     "targets": ("tvmq.target", "list_targets"),
     "transform": ("tvmq.transform", ""),
+    "verify": ("tvmq.verification", "verify"),
 }
 
 

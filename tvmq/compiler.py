@@ -10,19 +10,18 @@ from typing import Any
 
 import numpy as np
 import tvm
-from tvm import relax
 
 from tvmq import __version__
+from tvmq.build import build_library, stages_of
 from tvmq.errors import InputError, ModelError
-from tvmq.golden import interpret
-from tvmq.layers import layer_rows
+from tvmq.layers import LayerRows, layer_rows
 from tvmq.machine import this_machine
 from tvmq.model import Model
 from tvmq.runtime.bundle import Bundle
 from tvmq.runtime.tensors import check_inputs as checked
-from tvmq.runtime.toolchain import export_library, find_compiler
+from tvmq.runtime.toolchain import find_compiler
 from tvmq.target import Target, get_target
-from tvmq.transform import folding_passes, lowering_passes, scheduling_passes
+from tvmq.verification import Verifier
 
 __all__ = ["compile"]
 
@@ -51,8 +50,8 @@ def compile(
     debug_dir : path-like, optional
         Folder in which the module after every pass is left as text.
     verify : bool
-        Run the module after every pass that numpy can still interpret, and the library where it runs on this machine,
-        and compare with the golden executor.
+        Run the module after every pass, and the library where it runs on this machine, and compare with the golden
+        executor.
 
     Returns
     -------
@@ -80,10 +79,11 @@ def compile(
     inputs = checked(model.inputs, random_inputs(model) if check_inputs is None else check_inputs)
     outputs = model.run(*inputs)
 
+    verifier = Verifier(model, inputs) if verify else None
     libraries, layers = {}, {}
     for core in targets:
-        stages = _Stages(Path(debug_dir) / core.name if debug_dir is not None else None)
-        libraries[core.name], layers[core.name] = _build(model, core, stages, (inputs, outputs) if verify else None)
+        debug = _DebugFolder(Path(debug_dir) / core.name if debug_dir is not None else None)
+        libraries[core.name], layers[core.name] = _build(model, core, debug, verifier)
     bundle = Bundle(
         manifest={
             "tvmq": __version__,
@@ -134,7 +134,7 @@ def random_inputs(model: Model) -> list[np.ndarray]:
     return arrays
 
 
-class _Stages:
+class _DebugFolder:
     """Leaves the module after each pass in a folder, if one was asked for."""
 
     def __init__(self, folder: Path | None) -> None:
@@ -153,41 +153,24 @@ class _Stages:
 
 
 def _build(
-    model: Model, core: Target, stages: _Stages, truth: tuple[list[np.ndarray], list[np.ndarray]] | None
+    model: Model, core: Target, debug: _DebugFolder, verifier: Verifier | None
 ) -> tuple[bytes, list[dict[str, Any]]]:
     """Library and layers of one target."""
-    stages("source", model.module)
+    native = this_machine().obstacle(core.triple, core.required_cpu_flags) is None
+    debug("source", model.module)
+    rows = LayerRows()
     module = model.module
-    folding, lowering = folding_passes(), lowering_passes(core)
-    for item in folding:
-        module = item(module)
-        stages(item.info.name, module)
-    for item in lowering:
-        module = item(module)
-        stages(item.info.name, module)
-        if truth is not None:
-            _verify_stage(item.info.name, module, truth)
-    rows = layer_rows(module, core)
-    for item in scheduling_passes(core):
-        module = item(module)
-        stages(item.info.name, module)
-    with core.tvm_target() as tvm_target, tvm.transform.PassContext(opt_level=3):
-        executable = tvm.compile(module, target=tvm_target, relax_pipeline=relax.get_pipeline("default_build"))
+    for stage in stages_of(model.module, core):
+        module = stage.module
+        debug(stage.name, module)
+        if verifier is not None and stage.exact and (stage.portable or native):
+            verifier.require(stage.name, module)
+        if stage.name == "tvmq.LowerBitserial":
+            rows = layer_rows(module, core)
     rows.name_functions(module)
-    for row in rows.warnings:
-        warnings.warn(row, UserWarning, stacklevel=3)
-    return export_library(executable, core), rows.as_dicts()
-
-
-def _verify_stage(stage: str, module: tvm.IRModule, truth: tuple[list[np.ndarray], list[np.ndarray]]) -> None:
-    inputs, outputs = truth
-    for index, (expected, actual) in enumerate(zip(outputs, interpret(module, inputs), strict=True)):
-        different = int(np.sum(expected != actual))
-        if different:
-            raise ModelError(
-                f"after pass {stage}: {different} of {expected.size} elements of output {index} differ from the golden "
-                "executor; this is a bug of tvmq, please report it with the network"
-            )
+    for text in rows.warnings:
+        warnings.warn(text, UserWarning, stacklevel=3)
+    return build_library(module, core), rows.as_dicts()
 
 
 def _verify_bundle(bundle: Bundle, targets: Sequence[Target]) -> None:

@@ -59,6 +59,7 @@ __all__ = [
     "quantize",
     "sides",
     "threshold",
+    "unpacked",
     "workload_of",
 ]
 
@@ -521,12 +522,13 @@ def _bitunpack_type(call: Call) -> relax.TensorType:
     return relax.TensorType([batch, int(call.attrs["channels"]), height, width], "uint8")
 
 
-def _bitunpack_reference(call: Call, packed: np.ndarray) -> np.ndarray:
-    planes = unpack_activations(packed, int(call.attrs["channels"])).astype(np.uint8)
+def unpacked(packed: np.ndarray, channels: int) -> np.ndarray:
+    """Codes (N, channels, H, W) of packed words (N, H, W, P, words)."""
+    planes = unpack_activations(packed, channels).astype(np.uint8)
     return np.bitwise_or.reduce([plane << np.uint8(index) for index, plane in enumerate(planes)])
 
 
-_define("bitunpack", _bitunpack_type, _bitunpack_reference)
+_define("bitunpack", _bitunpack_type, lambda call, packed: unpacked(packed, int(call.attrs["channels"])))
 
 
 def im2col_bitpack(
@@ -758,8 +760,7 @@ def _packed_max_pool2d_reference(call: Call, packed: np.ndarray, flip: np.ndarra
     rows, columns = (int(size) for size in list(call.ty.shape)[1:3])
     word_bits = 8 * packed.dtype.itemsize
     # Codes of all channels, those in the tails included, in the order (N, H, W, channel).
-    planes = unpack_activations(packed ^ flip, packed.shape[-1] * word_bits).transpose(0, 1, 3, 4, 2)
-    codes = sum(plane.astype(np.uint8) << np.uint8(index) for index, plane in enumerate(planes))
+    codes = unpacked(packed ^ flip, packed.shape[-1] * word_bits).transpose(0, 2, 3, 1)
     result = np.zeros((len(packed), rows, columns, codes.shape[-1]), np.uint8)
     for y in range(rows):
         for x in range(columns):
@@ -768,7 +769,7 @@ def _packed_max_pool2d_reference(call: Call, packed: np.ndarray, flip: np.ndarra
                     row, column = y * strides[0] + ky * dilation[0] - top, x * strides[1] + kx * dilation[1] - left
                     if 0 <= row < packed.shape[1] and 0 <= column < packed.shape[2]:
                         np.maximum(result[:, y, x], codes[:, row, column], out=result[:, y, x])
-    return pack_activations(_planes(result.transpose(0, 3, 1, 2), len(planes)), word_bits) ^ flip
+    return pack_activations(_planes(result.transpose(0, 3, 1, 2), packed.shape[3]), word_bits) ^ flip
 
 
 _define("packed_max_pool2d", _packed_max_pool2d_type, _packed_max_pool2d_reference)

@@ -36,7 +36,9 @@ class Shape(tuple[int, ...]):
     """The value of a Relax shape expression, as opposed to a tuple of values."""
 
 
-def interpret(module: tvm.IRModule, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+def interpret(
+    module: tvm.IRModule, arrays: Sequence[np.ndarray], observe: Callable[[str, Any], None] | None = None
+) -> list[np.ndarray]:
     """Run the function ``main`` of a module.
 
     Parameters
@@ -45,6 +47,8 @@ def interpret(module: tvm.IRModule, arrays: Sequence[np.ndarray]) -> list[np.nda
         A module with one Relax function ``main``, at any stage of the pipeline up to unscheduled PrimFuncs.
     arrays : sequence of numpy.ndarray
         One array per parameter of ``main``, of exactly its shape and dtype; symbolic dimensions take the arrays' sizes.
+    observe : callable, optional
+        Called with the name and the value of every variable as it is bound.
 
     Returns
     -------
@@ -56,7 +60,7 @@ def interpret(module: tvm.IRModule, arrays: Sequence[np.ndarray]) -> list[np.nda
     InputError
         When the number or the rank of the arrays is not that of the parameters.
     """
-    result = Interpreter(module).call(module["main"], list(arrays))
+    result = Interpreter(module, observe).call(module["main"], list(arrays))
     # Copies: a reshape is a view, and an output must not share memory with an input.
     return [np.array(value, order="C") for value in (result if isinstance(result, tuple) else (result,))]
 
@@ -90,10 +94,13 @@ class Interpreter:
     ----------
     module : tvm.IRModule, optional
         Where global functions (callees, PrimFuncs of ``call_tir``) are looked up.
+    observe : callable, optional
+        Called with the name and the value of every variable as it is bound.
     """
 
-    def __init__(self, module: tvm.IRModule | None = None) -> None:
+    def __init__(self, module: tvm.IRModule | None = None, observe: Callable[[str, Any], None] | None = None) -> None:
         self.module = module
+        self.observe = observe
 
     def call(self, function: relax.Function, values: Sequence[Any]) -> Any:
         """Apply a Relax function to values.
@@ -153,6 +160,8 @@ class Interpreter:
             value = self.evaluate(binding.value, environment)
             pattern = binding.ty if isinstance(binding, relax.MatchCast) else None
             _bind(environment, binding.var, pattern, value)
+            if self.observe is not None:
+                self.observe(binding.var.name, value)
             # A calibration batch does not fit into memory once per layer: drop what nothing reads any more.
             for variable in relax.analysis.free_vars(binding.value):
                 if last_use[variable] == index and not isinstance(variable.ty, PrimType):
