@@ -19,18 +19,19 @@ holds each operator's meaning as a numpy function; the golden executor runs thos
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import tvm_ffi
 from tvm import relax, tirx
-from tvm.ir import Call, GenericConst, Op, make_node, register_op_attr
+from tvm.ir import Call, GenericConst, Op, TupleType, make_node, register_op_attr
 
 from tvmq import errors
 from tvmq.bitplanes import Encoding
 from tvmq.kernels.packing import pack_activations, unpack_activations
-from tvmq.kernels.workload import Affine, Conv2dWorkload, Thresholds
+from tvmq.kernels.workload import Conv2dWorkload, Integer, Thresholds
 
 __all__ = [
     "REFERENCES",
@@ -67,11 +68,11 @@ __all__ = [
 for _name in ("BundleError", "InputError", "ModelError", "TargetError", "ToolchainError", "UnsupportedOperatorError"):
     tvm_ffi.register_error(_name, getattr(errors, _name))
 
-Reference = Callable[..., np.ndarray]
+Reference = Callable[..., Any]
 REFERENCES: dict[str, Reference] = {}
 
 
-def _define(name: str, infer: Callable[[Call], relax.TensorType], reference: Reference) -> None:
+def _define(name: str, infer: Callable[[Call], relax.TensorType | TupleType], reference: Reference) -> None:
     """Register one operator; FPurity is what lets it stand in a dataflow block."""
     full_name = f"tvmq.{name}"
     register_op_attr(full_name, "FInferType", lambda call, _builder: infer(call))
@@ -642,17 +643,21 @@ def workload_of(call: Call) -> Conv2dWorkload:
     return Conv2dWorkload.from_json(str(call.attrs["workload"]))
 
 
-def _bitserial_conv2d_type(call: Call) -> relax.TensorType:
+def _bitserial_conv2d_type(call: Call) -> relax.TensorType | TupleType:
     workload = workload_of(call)
     batch, _, width, _, _ = _shape(call.args[0])
     # A dense layer is a 1x1 convolution over a row of samples, whose number may be symbolic.
     columns = workload.out_width if workload.kernel != (1, 1) or workload.height != 1 else width
     shape = [batch, workload.out_height, columns]
-    if isinstance(workload.epilogue, Thresholds):
-        words = -(-workload.out_channels // workload.word_bits)
-        return relax.TensorType([*shape, workload.epilogue.planes, words], f"uint{workload.word_bits}")
-    dtype = "float32" if isinstance(workload.epilogue, Affine) else "int32"
-    return relax.TensorType([*shape, workload.out_channels], dtype)
+    outputs = [
+        relax.TensorType([*shape, workload.out_channels], dtype)
+        for dtype in workload.out_dtypes
+        if dtype in ("int32", "float32")
+    ]
+    if workload.thresholds is not None:
+        words = [workload.thresholds.planes, workload.out_words]
+        outputs.append(relax.TensorType([*shape, *words], workload.word_dtype))
+    return outputs[0] if len(outputs) == 1 else TupleType(outputs)
 
 
 def _weight_planes(weight: np.ndarray, workload: Conv2dWorkload) -> np.ndarray:
@@ -692,19 +697,81 @@ def _per_pixel(constant: np.ndarray, classes: Sequence[np.ndarray]) -> np.ndarra
     return constant[classes[0][:, None], classes[1][None, :]] if classes else constant
 
 
-def _bitserial_conv2d_reference(call: Call, data: np.ndarray, weight: np.ndarray, *constants: np.ndarray) -> np.ndarray:
+def _bitserial_conv2d_reference(call: Call, data: np.ndarray, weight: np.ndarray, *constants: np.ndarray) -> Any:
     workload = workload_of(call)
     classes, rest = (constants[:2], constants[2:]) if workload.has_border_classes else ((), constants)
+    epilogue, channels = workload.float_epilogue, workload.out_channels
+    if epilogue is not None and epilogue.combine == "basis":
+        return _float_outputs(workload, *_basis_sums(workload, data, weight, classes, rest))
     total = _raw_sums(workload, data, weight)
-    channels = workload.out_channels
     if isinstance(workload.epilogue, Thresholds):
-        level = sum((total >= _per_pixel(row, classes)).astype(np.uint8) for row in rest[0])
-        codes = np.array(workload.epilogue.codes, np.uint8)[level][..., :channels].transpose(0, 3, 1, 2)
-        return pack_activations(_planes(codes, workload.epilogue.planes), workload.word_bits)
+        level = _count([total >= _per_pixel(row, classes) for row in rest[0]])
+        return _packed_codes(workload.epilogue, level, channels, workload.word_bits)
+    shortcut, rest = (rest[0], rest[1:]) if epilogue is not None and epilogue.shortcut else (None, rest)
     integers = (total + _per_pixel(rest[0], classes)).astype(np.int32)[..., :channels]
-    if not isinstance(workload.epilogue, Affine):
+    if epilogue is None:
         return integers
-    return fused_multiply_add(integers.astype(np.float32), rest[1][:channels], rest[2][:channels])
+    numbers = fused_multiply_add(integers.astype(np.float32), rest[1][:channels], rest[2][:channels])
+    return _float_outputs(workload, numbers, shortcut, rest[3:])
+
+
+def _basis_sums(
+    workload: Conv2dWorkload, data: np.ndarray, weight: np.ndarray, classes: Sequence[np.ndarray], rest: Sequence
+) -> tuple[np.ndarray, np.ndarray | None, Sequence[np.ndarray]]:
+    """(numbers, shortcut, what is left of the constants) for learned bases; see :class:`workload.Float`."""
+    channels, epilogue = workload.out_channels, workload.float_epilogue
+    shortcut, rest = (rest[0], rest[1:]) if epilogue is not None and epilogue.shortcut else (None, rest)
+    base, activation_basis, weight_basis, bias = rest[:4]
+    numbers = np.broadcast_to(_per_pixel(bias, classes)[..., :channels], (*_out_shape(workload, data), channels))
+    zero = np.float32(-0.0)
+    for j in range(workload.weight_planes):
+        total = np.full(numbers.shape, zero, np.float32)
+        for i in range(workload.activation_planes):
+            single = dataclasses.replace(
+                workload,
+                activation_planes=1,
+                weight_planes=1,
+                plane_class=((0,),),
+                class_multiplier=workload.class_multiplier[:1],
+                activation_multiplier=(0,),
+                epilogue=Integer(),
+            )
+            raw = _raw_sums(single, data[..., i : i + 1, :], weight[:, :, :, j : j + 1])
+            pair_sum = (raw + base[j])[..., :channels].astype(np.float32)
+            total = fused_multiply_add(pair_sum, activation_basis[i], total)
+        numbers = fused_multiply_add(total, weight_basis[j, :channels], numbers)
+    return numbers, shortcut, rest[4:]
+
+
+def _out_shape(workload: Conv2dWorkload, data: np.ndarray) -> tuple[int, int, int]:
+    dense = workload.kernel == (1, 1) and workload.height == 1
+    return data.shape[0], workload.out_height, data.shape[2] if dense else workload.out_width
+
+
+def _float_outputs(
+    workload: Conv2dWorkload, numbers: np.ndarray, shortcut: np.ndarray | None, rest: Sequence[np.ndarray]
+) -> Any:
+    """What a float epilogue makes of its numbers: the numbers, their packed codes, or both."""
+    epilogue, channels = workload.float_epilogue, workload.out_channels
+    assert epilogue is not None
+    if shortcut is not None:
+        numbers = numbers + shortcut
+    outputs = [numbers] if epilogue.store else []
+    if epilogue.thresholds is not None:
+        directed = numbers * rest[0][:channels]
+        level = _count([directed >= row[:channels] for row in rest[1]])
+        outputs.append(_packed_codes(epilogue.thresholds, level, channels, workload.word_bits))
+    return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+
+def _count(reached: list[np.ndarray]) -> np.ndarray:
+    """How many of the conditions hold, element by element."""
+    return np.stack(reached).sum(axis=0, dtype=np.uint8)
+
+
+def _packed_codes(thresholds: Thresholds, level: np.ndarray, channels: int, word_bits: int) -> np.ndarray:
+    codes = np.array(thresholds.codes, np.uint8)[level][..., :channels].transpose(0, 3, 1, 2)
+    return pack_activations(_planes(codes, thresholds.planes), word_bits)
 
 
 _define("bitserial_conv2d", _bitserial_conv2d_type, _bitserial_conv2d_reference)

@@ -216,7 +216,8 @@ class Interpreter:
         module = builder.get()
         for expr in arguments:
             if isinstance(expr, GlobalVar):
-                module.update_func(expr, self._function(expr))
+                # What fusion may do with a function does not change what it computes, nor what was compiled before.
+                module.update_func(expr, self._function(expr).without_attr("op_pattern"))
         compiled = _compile(tvm.ir.save_json(module))
         return _to_numpy(compiled(*(tvm.runtime.tensor(array) for array in arrays)))
 

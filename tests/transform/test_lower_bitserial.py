@@ -22,6 +22,7 @@ from tvmq.dialect import (
     constant,
     conv2d,
     dense,
+    float_threshold,
     is_call,
     max_pool2d,
     packed_max_pool2d,
@@ -278,3 +279,67 @@ def test_a_dense_layer_after_a_flattened_image_reads_it_in_place():
     kernels = [workload_of(call) for call in calls(LowerBitserial(WIDE)(module), "tvmq.bitserial_conv2d")]
     assert kernels[2].kernel == (kernels[2].height, kernels[2].width) != (1, 1)
     assert kernels[3].kernel == (1, 1)
+
+
+RESIDUAL_LIMITS = np.linspace(-20, 20, 32, dtype=np.float32).reshape(1, 32)
+
+
+def residual(extra_reader: bool):
+    """A convolution, a shortcut, thresholds on the sum; and perhaps something else that reads the sum."""
+    codes = constant(WEIGHT)
+    scale, offset = constant(np.full(32, 0.5, np.float32)), constant(np.arange(32, dtype=np.float32))
+    direction, limits = constant(np.where(np.arange(32) % 3, 1, -1).astype(np.float32)), constant(RESIDUAL_LIMITS)
+    builder = relax.BlockBuilder()
+    q = relax.Var("q", relax.TensorType((2, 64, 6, 6), "uint8"))
+    shortcut = relax.Var("shortcut", relax.TensorType((2, 32, 4, 4), "float32"))
+    with builder.function("main", [q, shortcut]):
+        with builder.dataflow():
+            s = builder.emit(conv2d(q, codes, BINARY, BINARY))
+            y = builder.emit(relax.op.add(builder.emit(affine(s, scale, offset)), shortcut))
+            c = builder.emit(float_threshold(y, direction, limits, BITS))
+            outputs = [c, builder.emit(relax.op.nn.relu(y))] if extra_reader else [c]
+            output = builder.emit_output(relax.Tuple(outputs))
+        builder.emit_func_output(output)
+    return builder.get()
+
+
+@pytest.mark.parametrize("target", [WIDE, BYTES], ids=lambda target: target.name)
+@pytest.mark.parametrize("extra_reader", [False, True])
+def test_a_residual_sum_and_its_thresholds_are_one_kernel(target, extra_reader):
+    module = residual(extra_reader)
+    lowered = LowerBitserial(target)(module)
+    kernels = calls(lowered, "tvmq.bitserial_conv2d")
+    assert len(kernels) == 1
+    epilogue = workload_of(kernels[0]).epilogue
+    assert (epilogue.shortcut, epilogue.store, epilogue.thresholds.count) == (True, extra_reader, 1)
+    assert not calls(lowered, "relax.add") and not calls(lowered, "tvmq.float_threshold")
+    random = np.random.default_rng(0)
+    inputs = [
+        random.integers(0, 2, (2, 64, 6, 6), dtype=np.uint8),
+        random.normal(0, 9, (2, 32, 4, 4)).astype(np.float32),
+    ]
+    for expected, actual in zip(golden.interpret(module, inputs), golden.interpret(lowered, inputs), strict=True):
+        np.testing.assert_array_equal(actual, expected)
+
+
+def test_aligned_packed_images_are_joined_as_words():
+    builder = relax.BlockBuilder()
+    parts = [(32, 0), (40, 1)]
+    q = relax.Var("q", relax.TensorType((1, 64, 6, 6), "uint8"))
+    random = np.random.default_rng(0)
+    with builder.function("main", [q]):
+        with builder.dataflow():
+            images = []
+            for channels, seed in parts:
+                weight = np.random.default_rng(seed).integers(0, 2, (channels, 64, 1, 1), dtype=np.uint8)
+                s = builder.emit(conv2d(q, constant(weight), BINARY, BINARY))
+                images.append(builder.emit(threshold(s, constant(np.zeros((1, channels), np.int32)), BITS)))
+            joined = builder.emit(relax.op.concat(images, axis=1))
+            last = random.integers(0, 2, (8, 72, 3, 3), dtype=np.uint8)
+            output = builder.emit_output(conv2d(joined, constant(last), BINARY, BINARY))
+        builder.emit_func_output(output)
+    module = builder.get()
+    lowered = LowerBitserial(WIDE)(module)
+    assert not calls(lowered, "tvmq.bitunpack")
+    codes = random.integers(0, 2, (1, 64, 6, 6), dtype=np.uint8)
+    np.testing.assert_array_equal(golden.interpret(lowered, [codes])[0], golden.interpret(module, [codes])[0])

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import tvm
 from tvm import relax, te, tirx
-from tvm.ir import Call
+from tvm.ir import Call, TupleType
 
 from tvmq import dialect
 from tvmq.dialect import constant_array, encoding_of, pair, sides
@@ -39,7 +39,8 @@ def _extents(shape: Any) -> list[Any]:
 
 def _call_tir(builder: relax.BlockBuilder, call: Call, function: tirx.PrimFunc, name: str) -> relax.Expr:
     variable = builder.add_func(function.without_attr("global_symbol"), name)
-    return relax.call_tir(variable, list(call.args), out_ty=call.ty)
+    outputs = list(call.ty.fields) if isinstance(call.ty, TupleType) else call.ty
+    return relax.call_tir(variable, list(call.args), out_ty=outputs)
 
 
 def _bitserial_conv2d(builder: relax.BlockBuilder, call: Call) -> relax.Expr:

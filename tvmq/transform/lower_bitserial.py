@@ -12,10 +12,12 @@ After::
     c = tvmq.bitserial_conv2d(x, packed_weight, row_class, col_class, thresholds)
     p = tvmq.packed_max_pool2d(c, flip)
 
-The kernel computes ``v`` (see :class:`tvmq.kernels.workload.Conv2dWorkload`), which is the integer s without its
-constant: s = v + constant, one constant per output channel and border class (see :mod:`tvmq.bitplanes`).  So
-``s >= T`` is ``v >= T - constant``, and the greatest common divisor of the kernel's multipliers is divided out of both
-sides, rounding the threshold up.  Without a threshold the constant is the kernel's bias.
+Sums with a float shortcut belong to the kernel too::
+
+    y = R.add(tvmq.affine(s, scale, offset), shortcut)
+    c = tvmq.float_threshold(y, direction, thresholds, codes)
+
+becomes one kernel that computes y, stores it where something else reads it, and writes the packed codes.
 
 Layouts: packed tensors are NHWC, so flattening one for a dense layer keeps its bits in place and the dense layer
 becomes a convolution as large as the image.  A dense layer of vectors is a 1x1 convolution over a row of samples.  A
@@ -24,23 +26,21 @@ first layer of few channels would waste most of each word: its windows are packe
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import tvm
+import tvm_ffi
 from tvm import relax
 from tvm.ir import Call
 
 from tvmq import dialect
-from tvmq.bitplanes import BitPlanes, border_classes, constant_terms, dot_terms
-from tvmq.dialect import constant_array, is_call, pair, sides
-from tvmq.kernels.packing import pack_weights
-from tvmq.kernels.workload import Affine, Conv2dWorkload, Epilogue, Integer, Thresholds
+from tvmq.dialect import constant_array, is_call, pair
+from tvmq.kernels.workload import Affine, Conv2dWorkload, Epilogue, Float, Integer, Thresholds
 from tvmq.target import Target
-from tvmq.transform.fold_epilogues import ALWAYS, NEVER
+from tvmq.transform.kernel_builder import KernelBuilder
 from tvmq.transform.rewriter import BindingRewriter
 
 __all__ = ["LowerBitserial"]
@@ -76,10 +76,37 @@ class _Product:
     call: Call
 
 
+@dataclass(frozen=True, eq=False)
+class _Number:
+    """``tvmq.affine`` of a convolution that waits for the sum it is an operand of."""
+
+    variable: relax.Var
+    product: _Product
+    constants: list[np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class _Image:
+    """Floats with the channels last, and the packed codes that their kernel wrote beside them."""
+
+    variable: relax.Var
+    number: relax.Var | None
+    codes: dict[relax.Var, _Packed] = field(default_factory=dict)
+
+
+# Functions of one float each, which work on any layout.
+ELEMENTWISE = tuple(f"relax.{name}" for name in ("nn.relu", "clip", "tanh", "sigmoid", "negative", "abs"))
+
+
 class _Lowerer(BindingRewriter):
     def __init__(self, module: tvm.IRModule, target: Target) -> None:
         super().__init__(module)
         self.target = target
+        self.users: dict[relax.Var, list[tuple[relax.Var, relax.Expr]]] = defaultdict(list)
+        for block in module["main"].body.blocks:
+            for binding in block.bindings:
+                for variable in relax.analysis.free_vars(binding.value):
+                    self.users[variable].append((binding.var, binding.value))
 
     def bind(self, variable: relax.Var, value: relax.Expr) -> Any:
         if isinstance(value, relax.Var):
@@ -91,6 +118,15 @@ class _Lowerer(BindingRewriter):
             return self.threshold(variable, value, source)
         if is_call(value, "tvmq.affine") and isinstance(source, _Product):
             return self.affine(variable, value, source)
+        if is_call(value, "tvmq.float_threshold") and isinstance(source, _Image) and variable in source.codes:
+            return source.codes[variable]
+        if is_call(value, "relax.add"):
+            added = self.add(variable, value)
+            if added is not None:
+                return added
+        if is_call(value, *ELEMENTWISE) and isinstance(source, _Image):
+            number = Call(value.op, [source.number, *value.args[1:]], value.attrs)
+            return _Image(variable, self.emit(number, f"{variable.name}_nhwc"))
         if is_call(value, "relax.concat"):
             joined = self.concat(variable, value)
             if joined is not None:
@@ -112,10 +148,60 @@ class _Lowerer(BindingRewriter):
         words = self.kernel(variable.name, product, epilogue, [thresholds])
         return _Packed(words, thresholds.shape[1], is_call(product.call, "tvmq.dense"))
 
-    def affine(self, variable: relax.Var, call: Call, product: _Product) -> relax.Var:
+    def affine(self, variable: relax.Var, call: Call, product: _Product) -> relax.Var | _Number | _Image:
         constants = [constant_array(argument) for argument in call.args[1:]]
-        result = self.kernel(f"{variable.name}_nhwc", product, Affine(), constants)
-        return self.as_channels_first(variable.name, result, product)
+        if is_call(product.call, "tvmq.dense"):
+            result = self.kernel(f"{variable.name}_nhwc", product, Affine(), constants)
+            return self.as_channels_first(variable.name, result, product)
+        number = _Number(variable, product, constants)
+        users = self.users[variable]
+        if len(users) == 1 and is_call(users[0][1], "relax.add") and self.same_shapes(users[0][1]):
+            return number
+        return self.number(variable, number, None)
+
+    @staticmethod
+    def same_shapes(call: Call) -> bool:
+        return all(tvm_ffi.structural_equal(argument.ty.shape, call.ty.shape) for argument in call.args)
+
+    def add(self, variable: relax.Var, call: Call) -> _Image | None:
+        """A sum in the epilogue of one of its operands; of two images, channels last."""
+        operands = [self.operand(argument) for argument in call.args]
+        numbers = [operand for operand in operands if isinstance(operand, _Number)]
+        if numbers:
+            other = operands[0] if operands[1] is numbers[-1] else operands[1]
+            return self.number(variable, numbers[-1], self.channels_last(other))
+        if all(isinstance(operand, _Image) for operand in operands) and self.same_shapes(call):
+            total = relax.op.add(*(operand.number for operand in operands))
+            return _Image(variable, self.emit(total, f"{variable.name}_nhwc"))
+        return None
+
+    def number(self, variable: relax.Var, number: _Number, shortcut: relax.Var | None) -> _Image:
+        """Emit the kernel whose epilogue ends in the floats ``variable``, with the codes of its first quantizer."""
+        users = self.users[variable]
+        quantizers = [user for user in users if is_call(user[1], "tvmq.float_threshold")]
+        constants, thresholds = list(number.constants), None
+        if quantizers:
+            direction, limits, codes = (constant_array(argument) for argument in quantizers[0][1].args[1:])
+            constants += [direction, limits]
+            thresholds = Thresholds(len(limits), tuple(codes.tolist()), max(1, int(codes.max()).bit_length()))
+        store = len(users) > len(quantizers[:1])
+        plain = shortcut is None and thresholds is None
+        epilogue = Affine() if plain else Float("affine", shortcut is not None, store or not quantizers, thresholds)
+        result = self.kernel(f"{variable.name}_nhwc", number.product, epilogue, constants, shortcut)
+        if not quantizers:
+            return _Image(variable, result)
+        words = self.emit(relax.TupleGetItem(result, 1), f"{variable.name}_words") if store else result
+        floats = self.emit(relax.TupleGetItem(result, 0), f"{variable.name}_floats") if store else None
+        return _Image(variable, floats, {quantizers[0][0]: _Packed(words, len(number.constants[0]))})
+
+    def channels_last(self, value: Any) -> relax.Var:
+        """A float tensor (N, H, W, C)."""
+        if isinstance(value, _Number):
+            value = self.values[value.variable] = self.number(value.variable, value, None)
+        if isinstance(value, _Image):
+            return value.number
+        floats = self.materialize(value)
+        return self.emit(relax.op.permute_dims(floats, [0, 2, 3, 1]), "shortcut")
 
     def as_channels_first(self, name: str, result: relax.Var, product: _Product) -> relax.Var:
         if is_call(product.call, "tvmq.conv2d"):
@@ -130,6 +216,12 @@ class _Lowerer(BindingRewriter):
             result = self.as_channels_first(name, result, value)
             self.values[value.variable] = result
             return result
+        if isinstance(value, _Number):
+            value = self.values[value.variable] = self.number(value.variable, value, None)
+        if isinstance(value, _Image):
+            result = self.emit(dialect.channels_first(value.number), value.variable.name)
+            self.values[value.variable] = result
+            return result
         if isinstance(value, _Flattened):
             codes = self.materialize(value.image)
             return self.emit(Call(value.value.op, [codes, *value.value.args[1:]], value.value.attrs), "flattened")
@@ -142,22 +234,26 @@ class _Lowerer(BindingRewriter):
             return self.emit(relax.op.permute_dims(columns, [1, 0]), "codes")
         return value
 
-    def kernel(self, name: str, product: _Product, epilogue: Epilogue, arrays: list[np.ndarray]) -> relax.Var:
-        """Emit the fused kernel of a product.
-
-        ``arrays`` are the epilogue's constants in terms of s: thresholds (T, O), or scale and offset (O,).
-        """
-        builder = _KernelBuilder(product.call, self.target, epilogue)
+    def kernel(
+        self,
+        name: str,
+        product: _Product,
+        epilogue: Epilogue,
+        arrays: list[np.ndarray],
+        shortcut: relax.Var | None = None,
+    ) -> relax.Var:
+        """Emit the fused kernel of a product; see :meth:`KernelBuilder.call` for the arrays."""
+        builder = KernelBuilder(product.call, self.target, epilogue)
         source = self.operand(product.call.args[0])
         words, workload = self.packed_operand(source, builder)
-        result = self.emit(builder.call(words, workload, arrays, product.variable.name), name)
+        result = self.emit(builder.call(words, workload, arrays, product.variable.name, shortcut), name)
         if not is_call(product.call, "tvmq.dense") or workload.kernel == (1, 1):
             return result
         # A dense layer over a whole image: the samples move to where other dense layers have them.
         samples, _, _, *rest = result.ty.shape
         return self.emit(relax.op.reshape(result, [1, 1, samples, *rest]), name)
 
-    def packed_operand(self, source: Any, builder: _KernelBuilder) -> tuple[relax.Var, Conv2dWorkload]:
+    def packed_operand(self, source: Any, builder: KernelBuilder) -> tuple[relax.Var, Conv2dWorkload]:
         """The packed activations of a product, and the convolution over them."""
         word_bits = self.target.word_bits
         planes = builder.x.planes
@@ -212,130 +308,6 @@ class _Lowerer(BindingRewriter):
             source.words, dialect.constant(flip), *geometry, bool(int(attrs["ceil_mode"]))
         )
         return replace(source, words=self.emit(pooled, variable.name))
-
-
-class _KernelBuilder:
-    """Workload, packed weights and constants of one product."""
-
-    def __init__(self, call: Call, target: Target, epilogue: Epilogue) -> None:
-        self.target, self.epilogue = target, epilogue
-        self.x, self.w = dialect.operand_encodings(call)
-        codes = constant_array(call.args[1])
-        dense = is_call(call, "tvmq.dense")
-        self.weight = codes.reshape(*codes.shape, 1, 1) if dense else codes
-        attrs = call.attrs
-        self.strides = (1, 1) if dense else pair(attrs["strides"])
-        self.padding = (0, 0, 0, 0) if dense else sides(attrs["padding"])
-        self.dilation = (1, 1) if dense else pair(attrs["dilation"])
-        self.terms = dot_terms(self.x, self.w)
-        self.divisor = math.gcd(*self.terms.class_multiplier, *self.terms.activation_multiplier)
-        self.classes: list[np.ndarray] = []
-        self.constant = np.zeros((1, 1, len(codes)), np.int64)
-
-    @property
-    def kernel(self) -> tuple[int, int]:
-        return pair(self.weight.shape[2:])
-
-    def prefers_im2col(self) -> bool:
-        """Whether packing whole windows takes fewer words than packing every tap's channels."""
-        channels = self.weight.shape[1]
-        taps = math.prod(self.kernel)
-        bits = self.target.word_bits
-        return taps > 1 and 2 * -(-channels * taps // bits) <= taps * -(-channels // bits)
-
-    def workload(self, size: Sequence[int]) -> Conv2dWorkload:
-        self.find_constants(size)
-        return self._workload(size, self.weight.shape[1], self.kernel, self.strides, self.padding, self.dilation)
-
-    def im2col_workload(self, size: Sequence[int]) -> Conv2dWorkload:
-        self.find_constants(size)
-        outputs, channels, height, width = self.weight.shape
-        rows, columns = self.output_size(size)
-        length = channels * height * width
-        self.weight = self.weight.transpose(0, 2, 3, 1).reshape(outputs, length, 1, 1)
-        return self._workload((rows, columns), length, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1))
-
-    def output_size(self, size: Sequence[int]) -> tuple[int, int]:
-        top, left, bottom, right = self.padding
-        rooms = (size[0] + top + bottom, size[1] + left + right)
-        rows, columns = (
-            (room - reach * (kernel - 1) - 1) // stride + 1
-            for room, kernel, stride, reach in zip(rooms, self.kernel, self.strides, self.dilation, strict=True)
-        )
-        return rows, columns
-
-    def find_constants(self, size: Sequence[int]) -> None:
-        """The constant of every border class and output channel, and the class of every row and column."""
-        top, left, bottom, right = self.padding
-        axes = [
-            border_classes(size[axis], self.kernel[axis], self.strides[axis], sides, self.dilation[axis])
-            for axis, sides in enumerate(((top, bottom), (left, right)))
-        ]
-        planes = BitPlanes(self.weight, self.w)
-        constant = np.stack(
-            [
-                np.stack([constant_terms(self.x, planes, row[:, None] & column[None, :]) for column in axes[1][1]])
-                for row in axes[0][1]
-            ]
-        )
-        if np.all(constant == constant[:1, :1]):
-            self.constant, self.classes = constant[:1, :1], []
-        else:
-            self.constant, self.classes = constant, [axes[0][0], axes[1][0]]
-
-    def _workload(
-        self,
-        size: Sequence[int],
-        channels: int,
-        kernel: tuple[int, int],
-        strides: tuple[int, int],
-        padding: tuple[int, int, int, int],
-        dilation: tuple[int, int],
-    ) -> Conv2dWorkload:
-        thresholds = isinstance(self.epilogue, Thresholds)
-        divisor = self.divisor if thresholds else 1
-        return Conv2dWorkload(
-            height=size[0],
-            width=size[1],
-            in_channels=channels,
-            out_channels=self.weight.shape[0],
-            kernel=kernel,
-            strides=strides,
-            padding=padding,
-            dilation=dilation,
-            activation_planes=self.x.planes,
-            weight_planes=self.w.planes,
-            combine=self.terms.combine,
-            plane_class=self.terms.plane_class,
-            class_multiplier=tuple(m // divisor for m in self.terms.class_multiplier),
-            activation_multiplier=tuple(m // divisor for m in self.terms.activation_multiplier),
-            row_classes=self.constant.shape[0],
-            col_classes=self.constant.shape[1],
-            word_bits=self.target.word_bits,
-            lanes=self.target.lanes,
-            epilogue=self.epilogue,
-        )
-
-    def call(self, words: relax.Var, workload: Conv2dWorkload, arrays: list[np.ndarray], layer: str) -> Call:
-        planes = BitPlanes(self.weight, self.w).planes.transpose(0, 1, 3, 4, 2)
-        packed = pack_weights(planes, self.target.word_bits, self.target.lanes)
-        constants = [classes.astype(np.int32) for classes in self.classes]
-        surplus = workload.out_channels_padded - workload.out_channels
-        if isinstance(self.epilogue, Thresholds):
-            constants.append(self.kernel_thresholds(arrays[0], surplus))
-        else:
-            bias = np.pad(self.constant, ((0, 0), (0, 0), (0, surplus)))
-            constants.append(bias.astype(np.int32))
-            constants += [np.pad(array, (0, surplus)).astype(np.float32) for array in arrays]
-        expressions = [dialect.constant(np.ascontiguousarray(array)) for array in (packed, *constants)]
-        return dialect.bitserial_conv2d(words, expressions[0], expressions[1:], workload, layer)
-
-    def kernel_thresholds(self, thresholds: np.ndarray, surplus: int) -> np.ndarray:
-        """Thresholds (T, O) on s as thresholds (T, RC, CC, Opad) on the kernel's v."""
-        s = thresholds.astype(np.int64)[:, None, None, :]
-        shifted = -((self.constant[None] - s) // self.divisor)  # ceil((s - constant) / divisor)
-        shifted = np.where(s == NEVER, NEVER, np.where(s == ALWAYS, ALWAYS, shifted))
-        return np.pad(shifted, ((0, 0),) * 3 + ((0, surplus),), constant_values=NEVER).astype(np.int32)
 
 
 @tvm.transform.module_pass(opt_level=0, name="tvmq.LowerBitserial")

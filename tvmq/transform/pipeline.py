@@ -33,7 +33,7 @@ def folding_passes() -> list[tvm.transform.Pass]:
 
 def lowering_passes(target: Target) -> list[tvm.transform.Pass]:
     """Phase 2: exact integers become packed kernels.  Everything from here on is exact."""
-    return [LowerBitserial(target)]
+    return [LowerBitserial(target), relax.transform.EliminateCommonSubexpr()]
 
 
 def scheduling_passes(target: Target) -> list[tvm.transform.Pass]:

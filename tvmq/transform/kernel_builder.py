@@ -1,0 +1,189 @@
+"""Workload, packed weights and constants of one fused kernel, from an integer product and its epilogue.
+
+The kernel computes ``v`` (see :class:`tvmq.kernels.workload.Conv2dWorkload`), which is the integer s without its
+constant: s = v + constant, one constant per output channel and border class (see :mod:`tvmq.bitplanes`).  So
+``s >= T`` is ``v >= T - constant``, and the greatest common divisor of the kernel's multipliers is divided out of both
+sides, rounding the threshold up.  Without an integer threshold the constant is the kernel's bias.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from tvm import relax
+from tvm.ir import Call
+
+from tvmq import dialect
+from tvmq.bitplanes import BitPlanes, border_classes, constant_terms, dot_terms
+from tvmq.dialect import constant_array, is_call, pair, sides
+from tvmq.kernels.packing import pack_weights
+from tvmq.kernels.workload import Conv2dWorkload, Epilogue, Thresholds
+from tvmq.target import Target
+from tvmq.transform.fold_epilogues import ALWAYS, NEVER
+
+__all__ = ["KernelBuilder"]
+
+
+class KernelBuilder:
+    """Workload, packed weights and constants of one product."""
+
+    def __init__(self, call: Call, target: Target, epilogue: Epilogue) -> None:
+        self.target, self.epilogue = target, epilogue
+        self.x, self.w = dialect.operand_encodings(call)
+        codes = constant_array(call.args[1])
+        dense = is_call(call, "tvmq.dense")
+        self.weight = codes.reshape(*codes.shape, 1, 1) if dense else codes
+        attrs = call.attrs
+        self.strides = (1, 1) if dense else pair(attrs["strides"])
+        self.padding = (0, 0, 0, 0) if dense else sides(attrs["padding"])
+        self.dilation = (1, 1) if dense else pair(attrs["dilation"])
+        self.terms = dot_terms(self.x, self.w)
+        self.divisor = math.gcd(*self.terms.class_multiplier, *self.terms.activation_multiplier)
+        self.classes: list[np.ndarray] = []
+        self.constant = np.zeros((1, 1, len(codes)), np.int64)
+
+    @property
+    def kernel(self) -> tuple[int, int]:
+        """Rows and columns of the filter."""
+        return pair(self.weight.shape[2:])
+
+    def prefers_im2col(self) -> bool:
+        """Whether packing whole windows takes fewer words than packing every tap's channels."""
+        channels = self.weight.shape[1]
+        taps = math.prod(self.kernel)
+        bits = self.target.word_bits
+        return taps > 1 and 2 * -(-channels * taps // bits) <= taps * -(-channels // bits)
+
+    def workload(self, size: Sequence[int]) -> Conv2dWorkload:
+        """The convolution over packed channels of an image of the given size."""
+        self.find_constants(size)
+        return self._workload(size, self.weight.shape[1], self.kernel, self.strides, self.padding, self.dilation)
+
+    def im2col_workload(self, size: Sequence[int]) -> Conv2dWorkload:
+        """The 1x1 convolution over packed windows of an image of the given size."""
+        self.find_constants(size)
+        outputs, channels, height, width = self.weight.shape
+        rows, columns = self.output_size(size)
+        length = channels * height * width
+        self.weight = self.weight.transpose(0, 2, 3, 1).reshape(outputs, length, 1, 1)
+        return self._workload((rows, columns), length, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1))
+
+    def output_size(self, size: Sequence[int]) -> tuple[int, int]:
+        """Rows and columns of the output."""
+        top, left, bottom, right = self.padding
+        rooms = (size[0] + top + bottom, size[1] + left + right)
+        rows, columns = (
+            (room - reach * (kernel - 1) - 1) // stride + 1
+            for room, kernel, stride, reach in zip(rooms, self.kernel, self.strides, self.dilation, strict=True)
+        )
+        return rows, columns
+
+    def find_constants(self, size: Sequence[int]) -> None:
+        """The constant of every border class and output channel, and the class of every row and column."""
+        top, left, bottom, right = self.padding
+        axes = [
+            border_classes(size[axis], self.kernel[axis], self.strides[axis], sides, self.dilation[axis])
+            for axis, sides in enumerate(((top, bottom), (left, right)))
+        ]
+        planes = BitPlanes(self.weight, self.w)
+        constant = np.stack(
+            [
+                np.stack([constant_terms(self.x, planes, row[:, None] & column[None, :]) for column in axes[1][1]])
+                for row in axes[0][1]
+            ]
+        )
+        if np.all(constant == constant[:1, :1]):
+            self.constant, self.classes = constant[:1, :1], []
+        else:
+            self.constant, self.classes = constant, [axes[0][0], axes[1][0]]
+
+    def _workload(
+        self,
+        size: Sequence[int],
+        channels: int,
+        kernel: tuple[int, int],
+        strides: tuple[int, int],
+        padding: tuple[int, int, int, int],
+        dilation: tuple[int, int],
+    ) -> Conv2dWorkload:
+        thresholds = isinstance(self.epilogue, Thresholds)
+        divisor = self.divisor if thresholds else 1
+        return Conv2dWorkload(
+            height=size[0],
+            width=size[1],
+            in_channels=channels,
+            out_channels=self.weight.shape[0],
+            kernel=kernel,
+            strides=strides,
+            padding=padding,
+            dilation=dilation,
+            activation_planes=self.x.planes,
+            weight_planes=self.w.planes,
+            combine=self.terms.combine,
+            plane_class=self.terms.plane_class,
+            class_multiplier=tuple(m // divisor for m in self.terms.class_multiplier),
+            activation_multiplier=tuple(m // divisor for m in self.terms.activation_multiplier),
+            row_classes=self.constant.shape[0],
+            col_classes=self.constant.shape[1],
+            word_bits=self.target.word_bits,
+            lanes=self.target.lanes,
+            epilogue=self.epilogue,
+        )
+
+    def call(
+        self,
+        words: relax.Var,
+        workload: Conv2dWorkload,
+        arrays: list[np.ndarray],
+        layer: str,
+        shortcut: relax.Var | None = None,
+    ) -> Call:
+        """The call of the kernel.
+
+        Parameters
+        ----------
+        words : relax.Var
+            Packed activations.
+        workload : Conv2dWorkload
+            From :meth:`workload` or :meth:`im2col_workload`.
+        arrays : list of arrays
+            The epilogue's constants in terms of s: thresholds (T, O); or scale and offset (O,) and, where floats are
+            compared, direction (O,) and thresholds (T, O).
+        layer : str
+        shortcut : relax.Var, optional
+            What the epilogue adds, channels last.
+        """
+        surplus = workload.out_channels_padded - workload.out_channels
+        constants = [self.packed_weight(workload), *(classes.astype(np.int32) for classes in self.classes)]
+        operands = [dialect.constant(array) for array in constants]
+        if shortcut is not None:
+            operands.append(shortcut)
+        operands += [dialect.constant(array) for array in self.epilogue_constants(arrays, surplus)]
+        return dialect.bitserial_conv2d(words, operands[0], operands[1:], workload, layer)
+
+    def packed_weight(self, workload: Conv2dWorkload) -> np.ndarray:
+        """The weights as the kernel reads them."""
+        planes = BitPlanes(self.weight, self.w).planes.transpose(0, 1, 3, 4, 2)
+        return pack_weights(planes, workload.word_bits, workload.lanes)
+
+    def epilogue_constants(self, arrays: list[np.ndarray], surplus: int) -> list[np.ndarray]:
+        """The epilogue's constants as the kernel reads them, padded to whole vectors."""
+        if isinstance(self.epilogue, Thresholds):
+            return [self.kernel_thresholds(arrays[0], surplus)]
+        bias = np.pad(self.constant, ((0, 0), (0, 0), (0, surplus))).astype(np.int32)
+        padded = [bias, *(np.pad(array, (0, surplus)).astype(np.float32) for array in arrays[:2])]
+        if len(arrays) > 2:
+            direction, thresholds = arrays[2:]
+            padded.append(np.pad(direction, (0, surplus), constant_values=1).astype(np.float32))
+            limits = np.pad(thresholds, ((0, 0), (0, surplus)), constant_values=np.inf)
+            padded.append(limits.astype(np.float32))
+        return padded
+
+    def kernel_thresholds(self, thresholds: np.ndarray, surplus: int) -> np.ndarray:
+        """Thresholds (T, O) on s as thresholds (T, RC, CC, Opad) on the kernel's v."""
+        s = thresholds.astype(np.int64)[:, None, None, :]
+        shifted = -((self.constant[None] - s) // self.divisor)  # ceil((s - constant) / divisor)
+        shifted = np.where(s == NEVER, NEVER, np.where(s == ALWAYS, ALWAYS, shifted))
+        return np.pad(shifted, ((0, 0),) * 3 + ((0, surplus),), constant_values=NEVER).astype(np.int32)
