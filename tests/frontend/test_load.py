@@ -226,3 +226,34 @@ def test_loading_onnx_does_not_import_our_torch_half(tmp_path):
 def test_poolings(pool):
     x = torch.randn(2, 3, 8, 8)
     np.testing.assert_allclose(run(load(pool, (x,)), x.numpy()), expected(pool, x), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        lambda x: x[:, -1],
+        lambda x: x[..., -2],
+        lambda x: x[:, [0, -1]],
+        lambda x: x[:, -2:, ::2],
+        lambda x: x[:, torch.tensor([[3], [-2]]), torch.tensor([0, -1, 1])],
+    ],
+    ids=["last", "inner", "list", "slice", "grid"],
+)
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_indices_count_from_the_end_too(index, dynamic):
+    class Index(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return index(x) * 1.0
+
+    x = torch.randn(3, 4, 6)
+    np.testing.assert_array_equal(run(load(Index(), (x,), dynamic_batch=dynamic), x.numpy()), index(x).numpy())
+
+
+def test_indices_in_negative_numbers_that_are_computed():
+    class Index(nn.Module):
+        def forward(self, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+            return x[:, index - 2]
+
+    x, index = torch.randn(3, 4, 6), torch.tensor([0, 1, 2, 3, 4, 5])
+    outputs = golden.interpret(load(Index(), (x, index)).module, [x.numpy(), index.numpy()])
+    np.testing.assert_array_equal(outputs[0], Index()(x, index).numpy())

@@ -23,7 +23,8 @@ def load(source: Any, inputs: Any = None, *, name: str | None = None, dynamic_ba
     ----------
     source : str, os.PathLike, onnx.ModelProto, torch.nn.Module or torch.export.ExportedProgram
         Path of a ``.onnx`` or ``.tvmq`` file, or a network in memory.  A torch module is exported in evaluation mode;
-        the module itself is left as it is, and later changes to it do not reach the model.
+        the module itself is left as it is, and later changes to it do not reach the model.  Quantizers in ONNX may be
+        those of QONNX (as Brevitas writes them), pairs of QuantizeLinear and DequantizeLinear, or plain arithmetic.
     inputs : tuple of tensors, optional
         Example inputs of a torch module: its shapes are the model's.  For ONNX, the shapes of dimensions that the
         file leaves open.  Other sources need none.

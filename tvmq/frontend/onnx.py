@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import onnx
+import tvm
+from onnx import numpy_helper
 from tvm import relax
 from tvm.ir import Call, GenericConst
 from tvm.relax.frontend.onnx import onnx_frontend
@@ -20,12 +22,14 @@ from tvm.tirx import IntImm
 
 from tvmq import golden
 from tvmq.errors import InputError, ModelError, TvmqError, UnsupportedOperatorError
+from tvmq.frontend import qdq, qonnx, recurrent
+from tvmq.frontend.graph import Node, check_graph, place_of
 from tvmq.frontend.normalize import first_line, layer_of_parameter, normalize
 from tvmq.model import Model
 
 __all__ = ["load_onnx", "read_onnx"]
 
-_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", *recurrent.OPERATORS)
 
 
 def read_onnx(path: Path) -> onnx.ModelProto:
@@ -81,10 +85,13 @@ def load_onnx(proto: onnx.ModelProto, inputs: Any, name: str, dynamic_batch: boo
     prepared = onnx.ModelProto()
     prepared.CopyFrom(proto)
     graph = prepared.graph
+    check_graph(graph, f"'{name}'")
     _constants_to_initializers(graph)
     tensors = _graph_inputs(graph)
     _set_shapes(tensors, inputs, name, dynamic_batch)
-    importer = _Importer(_layer_names(graph))
+    _check_quantized_weights(graph, f"'{name}'")
+    importer = _Importer(_layer_names(graph), f"'{name}'")
+    _prepare(graph)
     try:
         with _quiet():
             module = importer.from_onnx(graph, _opset(prepared))
@@ -105,27 +112,57 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
     ----------
     layers : list of str
         Names of the layers, in the order of their nodes.
+    source : str
+        What to call the network in errors.
     """
 
-    def __init__(self, layers: list[str]) -> None:
+    def __init__(self, layers: list[str], source: str) -> None:
         super().__init__(None, None)
         self.layers = iter(layers)
+        self.source = source
         self.origins: dict[Any, str] = {}
+        self.block_is_open = False
+
+    def from_onnx(self, graph: onnx.GraphProto, opset: int) -> tvm.IRModule:
+        """As TVM's, but without a warning about an unfinished block next to the error."""
+        try:
+            return super().from_onnx(graph, opset)
+        except Exception:
+            if self.block_is_open:
+                self.bb._end_block()
+            raise
+
+    def _construct_nodes(self, graph: onnx.GraphProto) -> None:
+        self.block_is_open = True
+        super()._construct_nodes(graph)
+
+    def _check_for_unsupported_ops(self, graph: onnx.GraphProto) -> None:
+        """Nothing left to check: :func:`_check_operators` knows our converters too, and names the node."""
 
     def _convert_operator(self, op_name: str, inputs: list[Any], attrs: dict[str, Any], opset: int) -> Any:
-        if op_name in _WEIGHTED:
-            layer = next(self.layers)
-            if isinstance(inputs[1], GenericConst):
-                self.origins.setdefault(inputs[1].value, layer)
+        node = Node(self.bb, self.source, attrs["tvm_custom"]["name"], op_name, list(inputs), attrs)
+        layer = next(self.layers, "") if op_name in _WEIGHTED else ""
+        if op_name in recurrent.OPERATORS:
+            result, weights = recurrent.unroll(node)
+            self.origins.update({payload: f"{layer or op_name.lower()}.{role}" for payload, role in weights.items()})
+            return result
+        if layer and isinstance(inputs[1], GenericConst):
+            self.origins.setdefault(inputs[1].value, layer)
         converter = _CONVERTERS.get(op_name)
-        result = converter(inputs, attrs) if converter else None
+        result = converter(node) if converter else None
         if result is None:
-            result = super()._convert_operator(op_name, inputs, attrs, opset)
+            result = self._convert_with_tvm(node, inputs, opset)
         elif isinstance(result, Call):
             result = self.bb.emit(result)
         # Exporters compute paddings and shapes in the graph, and TVM's converters want them as constants.
         given = [expr for expr in inputs if expr is not None]
         return _to_constant(self._value(result)) if given and all(map(_is_constant, given)) else result
+
+    def _convert_with_tvm(self, node: Node, inputs: list[Any], opset: int) -> Any:
+        try:
+            return super()._convert_operator(node.operator, inputs, node.attributes, opset)
+        except Exception as error:  # TVM's converters raise anything from assertions to internal errors
+            raise ModelError(f"{self.source} cannot be imported: {node.place}: {first_line(error)}") from error
 
     def _value(self, expr: Any) -> Any:
         """Value of an expression that is computed from constants."""
@@ -149,7 +186,8 @@ def _to_constant(value: Any) -> Any:
     return relax.const(np.asarray(value), np.asarray(value).dtype.name)
 
 
-def _clip(inputs: list[Any], attrs: dict[str, Any]) -> Any:
+def _clip(node: Node) -> Any:
+    inputs, attrs = node.inputs, node.attributes
     low, high = (_bound(inputs, attrs, position, key) for position, key in ((1, "min"), (2, "max")))
     if low is None or high is None:
         return None
@@ -164,7 +202,8 @@ def _bound(inputs: list[Any], attrs: dict[str, Any], position: int, key: str) ->
     return float(value.value.numpy()) if isinstance(value, GenericConst) else None
 
 
-def _pad(inputs: list[Any], attrs: dict[str, Any]) -> Any:
+def _pad(node: Node) -> Any:
+    inputs, attrs = node.inputs, node.attributes
     pads = attrs.get("pads")
     value = attrs.get("value", 0.0)
     if len(inputs) > 1:
@@ -180,8 +219,17 @@ def _pad(inputs: list[Any], attrs: dict[str, Any]) -> Any:
     return relax.op.nn.pad(inputs[0], widths, "constant", value)
 
 
-# TVM converts these to loops, which no later stage recognises.  None: leave it to TVM after all.
-_CONVERTERS: Mapping[str, Callable[[list[Any], dict[str, Any]], Any]] = {"Clip": _clip, "Pad": _pad}
+# Names that operators of QONNX take in the copy of the graph, as TVM's importer does not see their domain.
+_QONNX = {operator: f"qonnx.{operator}" for operator in qonnx.CONVERTERS}
+
+# A converter that returns None leaves the node to TVM after all.
+_CONVERTERS: Mapping[str, Callable[[Node], Any]] = {
+    # TVM converts these two to loops, which no later stage recognises.
+    "Clip": _clip,
+    "Pad": _pad,
+    **qdq.CONVERTERS,
+    **{_QONNX[operator]: converter for operator, converter in qonnx.CONVERTERS.items()},
+}
 
 
 @contextlib.contextmanager
@@ -193,20 +241,50 @@ def _quiet() -> Iterator[None]:
 
 
 def _check_operators(graph: onnx.GraphProto, name: str) -> None:
-    supported = {"Constant", *onnx_frontend._get_convert_map()}
+    supported = {"Constant", *recurrent.OPERATORS, *onnx_frontend._get_convert_map()}
     for node in graph.node:
-        place = f" of node '{node.name}'" if node.name else ""
         # TVM's importer looks at the operator's type only, and would take one of another domain for the standard's.
+        if node.domain in qonnx.DOMAINS:
+            if node.op_type not in qonnx.CONVERTERS:
+                raise UnsupportedOperatorError(
+                    f"'{name}': operator '{node.domain}.{node.op_type}' of {place_of(node)} is not supported: of that "
+                    f"domain only {', '.join(qonnx.CONVERTERS)} are"
+                )
+            continue
         if node.domain not in ("", "ai.onnx"):
             raise UnsupportedOperatorError(
-                f"'{name}': operator '{node.domain}.{node.op_type}'{place} is not supported: only the standard ONNX "
-                "domain is; export the network without custom operators"
+                f"'{name}': operator '{node.domain}.{node.op_type}' of {place_of(node)} is not supported: only the "
+                "standard ONNX domain and QONNX are; export the network without custom operators"
             )
         if node.op_type not in supported:
             raise UnsupportedOperatorError(
-                f"'{name}': operator '{node.op_type}'{place} is not supported; replace it by operators that are, or "
-                "load the network from PyTorch with tvmq.load(module, inputs)"
+                f"'{name}': operator '{node.op_type}' of {place_of(node)} is not supported; replace it by operators "
+                "that are, or load the network from PyTorch with tvmq.load(module, inputs)"
             )
+
+
+def _check_quantized_weights(graph: onnx.GraphProto, source: str) -> None:
+    """Quantized weights must be constants: one that is an input of the network has no codes to compile."""
+    producers = {tensor: node for node in graph.node for tensor in node.output}
+    constants = _sources(graph)
+    for node in graph.node:
+        if node.op_type not in ("Conv", "ConvTranspose") or node.input[1] in constants:
+            continue
+        quantizer = producers.get(node.input[1])
+        if quantizer is not None and (quantizer.op_type == "DequantizeLinear" or quantizer.domain in qonnx.DOMAINS):
+            raise ModelError(
+                f"{source}: {place_of(quantizer)} quantizes the weight of {place_of(node)}, but '{quantizer.input[0]}' "
+                "is no initializer; export the network with its weights"
+            )
+
+
+def _prepare(graph: onnx.GraphProto) -> None:
+    """Say in the nodes themselves what TVM's importer would not tell our converters: their domain and their place."""
+    qdq.widen_small_integers(graph)
+    for node in graph.node:
+        node.name = place_of(node)
+        if node.domain in qonnx.DOMAINS:
+            node.op_type = _QONNX[node.op_type]
 
 
 def _opset(proto: onnx.ModelProto) -> int:
@@ -216,11 +294,24 @@ def _opset(proto: onnx.ModelProto) -> int:
 def _constants_to_initializers(graph: onnx.GraphProto) -> None:
     """Make constants one kind of thing, so that a weight in either form names its layer."""
     for node in list(graph.node):
-        values = [attribute.t for attribute in node.attribute if attribute.name == "value"]
-        if node.op_type == "Constant" and values:
-            graph.initializer.add().CopyFrom(values[0])
+        tensor = _constant_tensor(node) if node.op_type == "Constant" else None
+        if tensor is not None:
+            graph.initializer.add().CopyFrom(tensor)
             graph.initializer[-1].name = node.output[0]
             graph.node.remove(node)
+
+
+def _constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:
+    """Value of a Constant, which may be written as a tensor, as numbers or as a number; None for other kinds."""
+    for attribute in node.attribute:
+        value = onnx.helper.get_attribute_value(attribute)
+        if attribute.name == "value":
+            return value
+        if attribute.name in ("value_float", "value_floats"):
+            return numpy_helper.from_array(np.asarray(value, np.float32))
+        if attribute.name in ("value_int", "value_ints"):
+            return numpy_helper.from_array(np.asarray(value, np.int64))
+    return None
 
 
 def _graph_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
@@ -257,17 +348,19 @@ def _set_shapes(tensors: list[onnx.ValueInfoProto], inputs: Any, name: str, dyna
 
 def _layer_names(graph: onnx.GraphProto) -> list[str]:
     """Names of the layers, one for each node that takes a weight, in order."""
-    # tensor -> the initializers from which it is computed; tensors that depend on the network's input are not in it
+    sources = _sources(graph)
+    return [_layer_name(sources.get(node.input[1], []), node) for node in graph.node if node.op_type in _WEIGHTED]
+
+
+def _sources(graph: onnx.GraphProto) -> dict[str, list[str]]:
+    """For each tensor that does not depend on the network's input, the initializers from which it is computed."""
     sources = {tensor.name: [tensor.name] for tensor in graph.initializer}
-    names = []
     for node in graph.node:
-        if node.op_type in _WEIGHTED:
-            names.append(_layer_name(sources.get(node.input[1], []), node))
         given = [tensor for tensor in node.input if tensor]
         if given and all(tensor in sources for tensor in given):
             leaves = list(dict.fromkeys(leaf for tensor in given for leaf in sources[tensor]))
             sources.update(dict.fromkeys(node.output, leaves))
-    return names
+    return sources
 
 
 def _layer_name(initializers: list[str], node: onnx.NodeProto) -> str:

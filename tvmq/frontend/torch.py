@@ -92,9 +92,11 @@ def _evaluation_copy(module: torch.nn.Module) -> torch.nn.Module:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the FutureWarnings that torch's export and decompositions raise about torch's own internals."""
+    """Without the warnings that torch's export and decompositions raise about torch's own internals."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning)
+        # torch's own recurrent layers list their weights anew in every call
+        warnings.filterwarnings("ignore", message=r"The tensor attributes self\..*_flat_weights", category=UserWarning)
         yield
 
 
@@ -114,6 +116,35 @@ class _Importer(ExportedProgramImporter):
         self.tensors.append((tensor_value, converted))
         return converted
 
+    def _select(self, node: torch.fx.Node) -> relax.Var:
+        """One index of a dimension; TVM's own converter reads outside of the tensor where the index is negative."""
+        x, (axis, index) = self.env[node.args[0]], node.args[1:]
+        size = self.shape_of(x)[axis]
+        begin = index if index >= 0 else size + index
+        picked = self.block_builder.emit(relax.op.strided_slice(x, [axis], [begin], [begin + 1]))
+        return self.block_builder.emit(relax.op.squeeze(picked, [axis]))
+
+    def _index_tensor(self, node: torch.fx.Node) -> relax.Var:
+        """Indices in tensors, which may be negative as well."""
+        sizes = self.shape_of(self.env[node.args[0]])
+        given = {index: self.env[index] for index in node.args[1] if index is not None}
+        try:
+            for axis, index in enumerate(node.args[1]):
+                if index is not None and str(given[index].ty.dtype).startswith("int"):
+                    self.env[index] = self._counted_from_the_front(given[index], sizes[axis])
+            return super()._index_tensor(node)
+        finally:
+            self.env.update(given)
+
+    def _counted_from_the_front(self, index: relax.Expr, size: Any) -> relax.Expr:
+        dtype = str(index.ty.dtype)
+        if not isinstance(size, tvm.tirx.IntImm):
+            return index
+        length = relax.const(int(size), dtype)
+        negative = self.block_builder.emit(relax.op.less(index, relax.const(0, dtype)))
+        wrapped = self.block_builder.emit(relax.op.add(index, length))
+        return self.block_builder.emit(relax.op.where(negative, wrapped, index))
+
     def supports(self, node: torch.fx.Node) -> bool:
         """Whether there is a converter for a call, and one that heeds all its arguments."""
         operator = node.target.__name__
@@ -124,7 +155,17 @@ class _Importer(ExportedProgramImporter):
             return all(
                 isinstance(size, int) and size % output == 0 for size, output in zip(sizes, outputs, strict=True)
             )
+        if operator == "index.Tensor" and not _is_indexed_right(node):
+            return False
         return operator in self.convert_map
+
+
+def _is_indexed_right(node: torch.fx.Node) -> bool:
+    """Whether TVM's converter gives what torch does; it indexes axis after axis instead of element by element."""
+    shapes = [index.meta["val"].shape for index in node.args[1] if index is not None]
+    if len(shapes) in (1, len(node.args[1])):
+        return True
+    return len(shapes) == 2 and len(shapes[0]) == 2 and shapes[0][1] == 1 and len(shapes[1]) == 1
 
 
 _ADAPTIVE_MAX_POOL = "adaptive_max_pool2d.default"
