@@ -10,6 +10,7 @@ from tvm.relax import op
 
 from tvmq import golden
 from tvmq.errors import InputError, ModelError
+from tvmq.kernels.rounding import round_products
 
 RNG = np.random.default_rng(3)
 ODD = np.array([0.0, -0.0, np.nan, np.inf, -np.inf, 0.5, 1.5, 2.5, -0.5, -1.5, 1e-40, 3e38], np.float32)
@@ -32,7 +33,11 @@ def compiled(
     builder = relax.BlockBuilder()
     with builder.function("main", list(environment)):
         builder.emit_func_output(call)
-    executable = tvm.compile(builder.get(), target)
+    module = relax.transform.LegalizeOps()(builder.get())
+    for variable, function in module.functions.items():
+        if isinstance(function, tvm.tirx.PrimFunc):
+            module.update_func(variable, round_products(function))
+    executable = tvm.compile(module, target)
     result = relax.VirtualMachine(executable, tvm.cpu())["main"](*map(tvm.runtime.tensor, arrays))
     return [part.numpy() for part in ([result] if isinstance(result, tvm.runtime.Tensor) else result)]
 

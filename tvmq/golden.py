@@ -26,6 +26,7 @@ from tvm.s_tir.schedule import ScheduleError
 from tvm.tirx import FloatImm, IntImm, IterVar
 
 from tvmq.errors import InputError, ModelError
+from tvmq.kernels.rounding import round_products
 
 __all__ = ["Interpreter", "Shape", "evaluate", "interpret"]
 
@@ -292,7 +293,7 @@ def _compile(module_text: str) -> Callable[..., Any]:
         given = {variable.name_hint for variable in module.functions}
         for variable, function in legalized.functions.items():
             if variable.name_hint not in given:
-                legalized.update_func(variable, _vectorize_sums(function))
+                legalized.update_func(variable, _vectorize_sums(round_products(function)))
         executable = tvm.compile(legalized, _host())
     return relax.VirtualMachine(executable, tvm.cpu())["main"]
 

@@ -138,6 +138,9 @@ class Target:
         }
         if self.features:
             config["mattr"] = list(self.features)
+        if self.arch == "armv7l":
+            # NEON flushes denormal floats to zero there; LLVM must not turn scalar comparisons into NEON ones.
+            config["cl-opt"] = ["-vectorize-slp:bool=0"]
         if self.float_abi is not None:
             config["mfloat-abi"] = self.float_abi
         return tvm.target.Target(config)

@@ -14,6 +14,7 @@ import pytest
 import tvm
 from tvm import tirx
 
+from tvmq.dialect import fused_multiply_add
 from tvmq.kernels.conv2d import conv2d
 from tvmq.kernels.packing import pack_activations, pack_weights
 from tvmq.kernels.schedule import Conv2dKnobs, apply_knobs, schedule
@@ -131,61 +132,149 @@ def windows(image: np.ndarray, workload: Conv2dWorkload) -> np.ndarray:
     return stacked.reshape(*stacked.shape[:4], kernel_h, kernel_w, -1)
 
 
-def convolve(workload: Conv2dWorkload, image: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The integer result [N, OH, OW, O] in int64, one plane pair after the other."""
+def pair_counts(workload: Conv2dWorkload, image: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The popcounts [P, Pw, N, OH, OW, O] of all plane pairs in int64."""
     view = windows(image, workload).astype(np.int64)
     flat = view.reshape(*view.shape[:4], -1)
-    result = np.zeros((*flat.shape[1:4], weights.shape[1]), dtype=np.int64)
-    for i, activation in enumerate(flat):
-        for j, weight in enumerate(weights.reshape(*weights.shape[:2], -1).astype(np.int64)):
-            if workload.combine == "and":
-                count = activation @ weight.T
-            else:
-                count = activation @ (1 - weight).T + (1 - activation) @ weight.T
-            result += workload.class_multiplier[workload.plane_class[i][j]] * count
-        result += workload.activation_multiplier[i] * activation.sum(-1, keepdims=True)
-    return result
+    filters = weights.reshape(*weights.shape[:2], -1).astype(np.int64)
+    if workload.combine == "and":
+        return np.stack([[activation @ weight.T for weight in filters] for activation in flat])
+    return np.stack([[a @ (1 - weight).T + (1 - a) @ weight.T for weight in filters] for a in flat])
+
+
+def convolve(workload: Conv2dWorkload, image: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The integer result [N, OH, OW, O] in int64."""
+    counts = pair_counts(workload, image, weights)
+    factors = np.array(workload.class_multiplier)[np.array(workload.plane_class)]
+    result = np.einsum("ij,ij...->...", factors, counts)
+    activations = windows(image, workload).sum((4, 5, 6), dtype=np.int64)
+    return result + np.einsum("i,i...->...", np.array(workload.activation_multiplier), activations)[..., None]
+
+
+def _pack_codes(codes: np.ndarray, planes: int, word_bits: int) -> np.ndarray:
+    bits = np.stack([codes >> plane & 1 for plane in range(planes)]).astype(bool)
+    return pack_activations(bits.transpose(0, 1, 4, 2, 3), word_bits)
+
+
+Constants = tuple[list[np.ndarray], list[np.ndarray]]
+"""Arguments after the weights and the classes, and the expected outputs."""
+
+
+def _integer_constants(workload: Conv2dWorkload, result: np.ndarray, at: Any, random: np.random.Generator) -> Constants:
+    shape = (workload.row_classes, workload.col_classes, workload.out_channels_padded)
+    epilogue = workload.epilogue
+    if isinstance(epilogue, Integer):
+        bias = random.integers(-1000, 1000, shape).astype(np.int32)
+        return [bias], [(result + at(bias)).astype(np.int32)]
+    middle, spread = int(np.median(result)), int(result.std()) + 1
+    thresholds = random.integers(middle - 2 * spread, middle + 2 * spread + 1, (epilogue.count, *shape))
+    thresholds = np.sort(thresholds, axis=0).astype(np.int32)
+    thresholds[..., workload.out_channels :] = np.iinfo(np.int32).max
+    level = sum((result >= at(row)).astype(int) for row in thresholds)
+    return [thresholds], [_pack_codes(np.array(epilogue.codes)[level], epilogue.planes, workload.word_bits)]
+
+
+def _affine_constants(
+    workload: Conv2dWorkload, result: np.ndarray, at: Any, random: np.random.Generator, magnitude: float
+) -> Constants:
+    padded, channels = workload.out_channels_padded, workload.out_channels
+    bias = random.integers(-1000, 1000, (workload.row_classes, workload.col_classes, padded)).astype(np.int32)
+    scale = (magnitude * random.standard_normal(padded)).astype(np.float32)
+    offset = (1000 * magnitude * random.standard_normal(padded)).astype(np.float32)
+    total = (result + at(bias)).astype(np.float32)
+    return [bias, scale, offset], [fused_multiply_add(total, scale[:channels], offset[:channels])]
+
+
+def _basis_constants(
+    workload: Conv2dWorkload, counts: np.ndarray, at: Any, random: np.random.Generator, magnitude: float
+) -> Constants:
+    padded, channels = workload.out_channels_padded, workload.out_channels
+    shape = (workload.weight_planes, padded)
+    base = random.integers(-1000, 1000, shape).astype(np.int32)
+    activation_basis = random.standard_normal(workload.activation_planes).astype(np.float32)
+    weight_basis = (magnitude * random.standard_normal(shape)).astype(np.float32)
+    bias = random.standard_normal((workload.row_classes, workload.col_classes, padded))
+    bias = (magnitude * bias).astype(np.float32)
+    sums = (base[:, None, None, None, :channels] + workload.class_multiplier[0] * counts).astype(np.float32)
+    result = np.broadcast_to(at(bias), sums.shape[2:])
+    for j in range(workload.weight_planes):
+        total = activation_basis[0] * sums[0, j]
+        for i in range(1, workload.activation_planes):
+            total = fused_multiply_add(activation_basis[i], sums[i, j], total)
+        result = fused_multiply_add(weight_basis[j, :channels], total, result)
+    return [base, activation_basis, weight_basis, bias], [result]
+
+
+def _float_codes(workload: Conv2dWorkload, numbers: np.ndarray, random: np.random.Generator) -> Constants:
+    """Thresholds that the numbers miss, reach, and equal; a few that are always or never reached."""
+    epilogue, channels = workload.thresholds, workload.out_channels
+    assert epilogue is not None
+    direction = random.choice(np.array([-1, 1], np.float32), workload.out_channels_padded)
+    signed = numbers * direction[:channels]
+    thresholds = np.full((epilogue.count, len(direction)), np.inf, np.float32)
+    thresholds[:, :channels] = random.choice(signed.reshape(-1, channels), epilogue.count)
+    thresholds[random.random(thresholds.shape) < 0.1] = np.inf
+    always = random.random((epilogue.count, channels)) < 0.1
+    thresholds[:, :channels][always] = -np.inf
+    level = (signed >= thresholds[:, None, None, None, :channels]).sum(0)
+    codes = np.array(epilogue.codes)[level]
+    return [direction, thresholds], [_pack_codes(codes, epilogue.planes, workload.word_bits)]
 
 
 def _constants(
-    workload: Conv2dWorkload, result: np.ndarray, random: np.random.Generator
-) -> tuple[list[np.ndarray], np.ndarray]:
-    """Arguments after the weights, and the expected output."""
+    workload: Conv2dWorkload,
+    image: np.ndarray,
+    weights: np.ndarray,
+    random: np.random.Generator,
+    nan: bool,
+    magnitude: float,
+) -> Constants:
+    """All arguments after the weights, and the expected outputs."""
+    result = convolve(workload, image, weights)
     rows, columns = result.shape[1:3]
     row_class = random.integers(0, workload.row_classes, rows).astype(np.int32)
     col_class = random.integers(0, workload.col_classes, columns).astype(np.int32)
-    positions = [row_class, col_class] if workload.has_border_classes else []
-    shape = (workload.row_classes, workload.col_classes, workload.out_channels_padded)
-    channels = workload.out_channels
-    epilogue = workload.epilogue
-    if isinstance(epilogue, Thresholds):
-        middle, spread = int(np.median(result)), int(result.std()) + 1
-        thresholds = random.integers(middle - 2 * spread, middle + 2 * spread + 1, (epilogue.count, *shape))
-        thresholds = np.sort(thresholds, axis=0).astype(np.int32)
-        thresholds[..., channels:] = np.iinfo(np.int32).max
-        there = thresholds[:, row_class][:, :, col_class][..., :channels]
-        codes = np.array(epilogue.codes)[(result[None] >= there[:, None]).sum(0)]
-        bits = np.stack([codes >> plane & 1 for plane in range(epilogue.planes)]).astype(bool)
-        return [*positions, thresholds], pack_activations(bits.transpose(0, 1, 4, 2, 3), workload.word_bits)
-    bias = random.integers(-1000, 1000, shape).astype(np.int32)
-    total = (result + bias[row_class][:, col_class][..., :channels]).astype(np.int32)
-    if isinstance(epilogue, Integer):
-        return [*positions, bias], total
-    scale = random.standard_normal(workload.out_channels_padded).astype(np.float32)
-    offset = (1000 * random.standard_normal(workload.out_channels_padded)).astype(np.float32)
-    # The product of two float32 is exact in float64; adding to it in extended precision rounds far below float32.
-    product = total.astype(np.float32).astype(np.longdouble) * scale[:channels].astype(np.longdouble)
-    fused = (product + offset[:channels].astype(np.longdouble)).astype(np.float32)
-    return [*positions, bias, scale, offset], fused
+    arguments = [row_class, col_class] if workload.has_border_classes else []
+
+    def at(constant: np.ndarray) -> np.ndarray:
+        return constant[row_class][:, col_class][..., : workload.out_channels]
+
+    epilogue = workload.float_epilogue
+    if epilogue is None:
+        constants, outputs = _integer_constants(workload, result, at, random)
+        return [*arguments, *constants], outputs
+    if epilogue.combine == "affine":
+        constants, (numbers,) = _affine_constants(workload, result, at, random, magnitude)
+    else:
+        counts = pair_counts(workload, image, weights)
+        constants, (numbers,) = _basis_constants(workload, counts, at, random, magnitude)
+    if epilogue.shortcut:
+        shortcut = (100 * magnitude * random.standard_normal(numbers.shape)).astype(np.float32)
+        if nan:
+            shortcut[random.random(shortcut.shape) < 0.3] = np.nan
+        arguments.append(shortcut)
+        numbers = numbers + shortcut
+    outputs = [numbers] if epilogue.store else []
+    if epilogue.thresholds is not None:
+        more, codes = _float_codes(workload, numbers, random)
+        constants, outputs = [*constants, *more], [*outputs, *codes]
+    return [*arguments, *constants], outputs
+
+
+def run_outputs(
+    function: tirx.PrimFunc, family: Family, arguments: list[np.ndarray], likes: list[np.ndarray]
+) -> list[np.ndarray]:
+    """Compile a scheduled function, run it, and return its last arguments, one for each of `likes`."""
+    compiled = tvm.compile(function, target=family.target())
+    garbage = [np.full(like.shape, 77, dtype=like.dtype) for like in likes]
+    tensors = [tvm.runtime.tensor(np.ascontiguousarray(array)) for array in (*arguments, *garbage)]
+    compiled(*tensors)
+    return [tensor.numpy() for tensor in tensors[len(arguments) :]]
 
 
 def run_function(function: tirx.PrimFunc, family: Family, arguments: list[np.ndarray], like: np.ndarray) -> np.ndarray:
     """Compile a scheduled function, run it, and return its last argument."""
-    compiled = tvm.compile(function, target=family.target())
-    garbage = np.full(like.shape, 77, dtype=like.dtype)
-    tensors = [tvm.runtime.tensor(np.ascontiguousarray(array)) for array in (*arguments, garbage)]
-    compiled(*tensors)
-    return tensors[-1].numpy()
+    return run_outputs(function, family, arguments, [like])[0]
 
 
 def scheduled(function: tirx.PrimFunc, family: Family) -> tirx.PrimFunc:
@@ -195,7 +284,7 @@ def scheduled(function: tirx.PrimFunc, family: Family) -> tirx.PrimFunc:
     return result
 
 
-def check_conv2d(
+def conv2d_case(
     workload: Conv2dWorkload,
     family: Family,
     batch: int = 1,
@@ -203,19 +292,31 @@ def check_conv2d(
     width: int | None = None,
     knobs: Conv2dKnobs | None = None,
     seed: int = 0,
-) -> None:
-    """Run one convolution on random bits and compare every element; a width makes the width symbolic."""
+    nan: bool = False,
+    magnitude: float = 1.0,
+) -> tuple[tirx.PrimFunc, list[np.ndarray], list[np.ndarray]]:
+    """A scheduled convolution of random bits, its arguments and its outputs; a width makes the width symbolic."""
     random = np.random.default_rng(seed)
     columns = workload.width if width is None else width
     image = random.random((workload.activation_planes, batch, workload.in_channels, workload.height, columns)) < 0.5
     shape = (workload.weight_planes, workload.out_channels, *workload.kernel, workload.in_channels)
     weights = random.random(shape) < 0.5
-    constants, expected = _constants(workload, convolve(workload, image, weights), random)
+    constants, expected = _constants(workload, image, weights, random, nan, magnitude)
     packed = [pack_activations(image, workload.word_bits), pack_weights(weights, workload.word_bits, workload.lanes)]
     symbols = (tirx.Var("n", "int64") if symbolic else batch, None if width is None else tirx.Var("w", "int64"))
     function = conv2d(workload, *symbols)
     ready = scheduled(function, family) if knobs is None else apply_knobs(function, knobs)
-    np.testing.assert_array_equal(run_function(ready, family, [*packed, *constants], expected), expected)
+    return ready, [*packed, *constants], expected
+
+
+def check_conv2d(workload: Conv2dWorkload, family: Family, **options: Any) -> None:
+    """Run one convolution, see `conv2d_case`, and compare every element."""
+    function, arguments, expected = conv2d_case(workload, family, **options)
+    outputs = run_outputs(function, family, arguments, expected)
+    assert len(outputs) == len(workload.out_dtypes)
+    for output, reference, dtype in zip(outputs, expected, workload.out_dtypes, strict=True):
+        assert reference.dtype == dtype
+        np.testing.assert_array_equal(output, reference)
 
 
 @pytest.fixture(scope="session", params=HOST)
@@ -235,6 +336,7 @@ def reference() -> SimpleNamespace:
     """The functions of this file, for the tests."""
     return SimpleNamespace(
         check_conv2d=check_conv2d,
+        conv2d_case=conv2d_case,
         families=CROSS,
         make_workload=make_workload,
         planes=planes,

@@ -16,7 +16,7 @@ from tvm import tirx
 from tvmq.kernels.conv2d import conv2d
 from tvmq.kernels.schedule import Conv2dKnobs, apply_knobs, default_knobs, schedule
 from tvmq.kernels.tiling import register_tile
-from tvmq.kernels.workload import Affine, Integer, Thresholds
+from tvmq.kernels.workload import Affine, Float, Integer, Thresholds
 
 BORDER = {"row_classes": 3, "col_classes": 2}
 POINTWISE = {"kernel": (1, 1), "padding": (0, 0, 0, 0)}
@@ -184,7 +184,11 @@ INSTRUCTIONS = {
 }
 
 
-@pytest.mark.parametrize("epilogue", [Thresholds(1, (0, 1), 1), Affine()], ids=repr)
+@pytest.mark.parametrize(
+    "epilogue",
+    [Thresholds(1, (0, 1), 1), Affine(), Float("affine", True, True, Thresholds(1, (0, 1), 1))],
+    ids=repr,
+)
 def test_every_family_uses_its_instructions(cross: Any, epilogue: Any, reference: SimpleNamespace) -> None:
     workload = reference.make_workload(
         cross, height=14, width=14, in_channels=256, out_channels=256, epilogue=epilogue, **BORDER
@@ -192,9 +196,9 @@ def test_every_family_uses_its_instructions(cross: Any, epilogue: Any, reference
     assembly = assemble(apply_knobs(conv2d(workload, 1), default_knobs(workload, cross)), cross)
     popcount, pack = INSTRUCTIONS[cross.name]
     assert re.search(popcount, assembly)
-    if isinstance(epilogue, Thresholds):
+    if workload.thresholds is not None:
         assert re.search(pack, assembly)
-    else:
+    if workload.float_epilogue is not None:
         assert re.search(r"vfmadd|fmla|vfma\.f32", assembly)
         assert "fmaf" not in assembly
     body = inner_loop(assembly, popcount)

@@ -338,9 +338,8 @@ def test_an_alphabet_without_negatives_compares_floats(assert_same):
     unsigned = Encoding.unsigned(1)
     alphabet = encoding_constants(unsigned)
     parameters = norm((1.0, -1.0, 1.0), mean=(0.0, 0.0, 0.0))
-    one, zero = constant(np.ones(3, np.float32)), constant(np.zeros(3, np.float32))
-    direction = constant(np.array([1, -1, 1], np.float32))
-    limits = constant(np.array([[-1, -1, -1]], np.float32))
+    scale, offset = constant(np.array([0.5, -0.5, 0.5], np.float32)), constant(np.full(3, 0.5, np.float32))
+    direction, limits = constant(np.ones(3, np.float32)), constant(np.zeros((1, 3), np.float32))
 
     @I.ir_module
     class Before:
@@ -361,10 +360,47 @@ def test_an_alphabet_without_negatives_compares_floats(assert_same):
         def main(q: R.Tensor((1, 4, 6, 6), "uint8")):
             with R.dataflow():
                 s = conv2d(q, CODES, BINARY, unsigned)
-                conv1 = affine(s, one, zero)
+                conv1 = affine(s, scale, offset)
                 q2 = float_threshold(conv1, direction, limits, BITS)
                 R.output(q2)
             return q2
+
+    assert_same(FoldEpilogues()(Before), Expected)
+
+
+def test_a_product_with_several_readers_is_computed_once(assert_same):
+    parameters = norm((1.0, -1.0, 2.0), mean=(0.0, 0.0, 0.0))
+    scale, offset = constant(np.array([0.5, -0.5, 1.0], np.float32)), constant(np.full(3, 0.5, np.float32))
+    direction, limits = constant(np.ones(3, np.float32)), constant(np.zeros((1, 3), np.float32))
+
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(q: R.Tensor((1, 4, 6, 6), "uint8")):
+            with R.dataflow():
+                x = dequantize(q, *SIGN)
+                w = dequantize(CODES, *SIGN)
+                conv1 = R.nn.conv2d(x, w)
+                bn = R.nn.batch_norm(conv1, *parameters, axis=1, epsilon=0.0, training=False)
+                y = bn[0]
+                q2 = quantize(y, ZERO, BITS)
+                z = R.exp(y)
+                out = (q2, z)
+                R.output(out)
+            return out
+
+    @I.ir_module
+    class Expected:
+        @R.function
+        def main(q: R.Tensor((1, 4, 6, 6), "uint8")):
+            with R.dataflow():
+                conv1 = conv2d(q, CODES, BINARY, BINARY)
+                y = affine(conv1, scale, offset)
+                q2 = float_threshold(y, direction, limits, BITS)
+                z = R.exp(y)
+                out = (q2, z)
+                R.output(out)
+            return out
 
     assert_same(FoldEpilogues()(Before), Expected)
 

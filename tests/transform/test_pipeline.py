@@ -93,12 +93,23 @@ def test_mark_opaque_leaves_modules_without_kernels_alone(assert_same):
     assert_same(MarkOpaque()(module), module)
 
 
-def test_scheduling_touches_our_kernels_only():
-    legal = run(TwoLayers, [LowerBitserial(CORE), LegalizeKernels()])
-    scheduled = functions(ScheduleKernels(CORE)(legal))
-    for name, function in functions(legal).items():
-        same = tvm_ffi.structural_equal(scheduled[name], function)
-        assert same == ("tvmq.kernel" not in function.attrs), name
+def test_scheduling_touches_our_kernels_and_elementwise_functions_only():
+    @I.ir_module
+    class Pooled:
+        @R.function
+        def main(x: R.Tensor((1, 32, 8, 8), "float32")):
+            with R.dataflow():
+                y = R.nn.relu(x)
+                z = R.nn.avg_pool2d(y, pool_size=[2, 2])
+                R.output(z)
+            return z
+
+    for module in (TwoLayers, Pooled):
+        legal = run(module, [LowerBitserial(CORE), LegalizeKernels()])
+        scheduled = functions(ScheduleKernels(CORE)(legal))
+        for name, function in functions(legal).items():
+            changed = not tvm_ffi.structural_equal(scheduled[name], function)
+            assert changed == ("avg_pool" not in name), name
 
 
 def test_legalization_is_complete():

@@ -6,8 +6,10 @@ The function is described as tensor expressions; `tvmq.kernels.schedule` turns i
 * ``plane_sum``, ``pixel_sum``, ``window_sum``: popcounts of the activations alone, shared by all output channels;
 * ``partial``: for byte words, sums of popcounts that still fit in a byte;
 * ``accumulate``: one integer per plane class, the anchor of every schedule;
+* ``addend``: one tile of the shortcut, where padded channels must not be read;
+* ``number``: the result as a number, unless thresholds follow at once;
 * ``code``, ``mask``, ``word``: thresholds, bits of the code, and the packed word;
-* ``store``: the output, without padded channels and pixels.
+* ``store_number``, ``store_word``: the outputs, without padded channels and pixels.
 
 Channels appear as (group, vector, lane): a group fills whole vectors and whole words.
 """
@@ -15,14 +17,16 @@ Channels appear as (group, vector, lane): a group fills whole vectors and whole 
 from __future__ import annotations
 
 import functools
+import math
 import operator
+from collections.abc import Callable
 from typing import Any
 
 from tvm import te, tirx
 
 from tvmq.kernels.tiling import register_tile
 from tvmq.kernels.words import pack_masks
-from tvmq.kernels.workload import MAX_BYTE_STEPS, Affine, Conv2dWorkload, Thresholds
+from tvmq.kernels.workload import MAX_BYTE_STEPS, Conv2dWorkload, Float, Thresholds
 
 __all__ = ["KERNEL_ATTRIBUTE", "WORKLOAD_ATTRIBUTE", "as_kernel", "conv2d", "tiled_width"]
 
@@ -57,9 +61,17 @@ def conv2d(workload: Conv2dWorkload, batch: Extent, width: Extent = None) -> tir
     -------
     function : tirx.PrimFunc
         Parameters, in order: ``data`` [N, H, W, P, Cw] words, ``weight`` [Ob, KH, KW, Pw, Cw, L] words;
-        ``row_class`` [OH] and ``col_class`` [OW] int32 if the workload has border classes; then ``thresholds``
-        [T, RC, CC, Opad] int32, or ``bias`` [RC, CC, Opad] int32, or ``bias`` with ``scale`` and ``offset`` [Opad]
-        float32; last the output: [N, OH, OW, Pout, Ow] words, or [N, OH, OW, O] int32 or float32.
+        ``row_class`` [OH] and ``col_class`` [OW] int32 if the workload has border classes; then what the epilogue
+        asks for:
+
+        * `Thresholds`: ``thresholds`` [T, RC, CC, Opad] int32;
+        * `Integer`: ``bias`` [RC, CC, Opad] int32;
+        * `Affine` and `Float`: ``shortcut`` [N, OH, OW, O] float32 if there is one; then ``bias`` [RC, CC, Opad] int32,
+          ``scale`` and ``offset`` [Opad] float32, or ``base`` [Pw, Opad] int32, ``activation_basis`` [P],
+          ``weight_basis`` [Pw, Opad] and ``bias`` [RC, CC, Opad] float32; with thresholds also ``direction`` [Opad]
+          and ``thresholds`` [T, Opad] float32;
+
+        last the outputs: numbers [N, OH, OW, O] int32 or float32, words [N, OH, OW, Pout, Ow], or both.
 
     Raises
     ------
@@ -111,8 +123,8 @@ class _Builder:
         self.parameters: list[te.Tensor] = []
 
     def build(self) -> tirx.PrimFunc:
-        output = self.output(self.accumulate(self.padded(self.data()), self.weight()))
-        function = te.create_prim_func([*self.parameters, output])
+        outputs = self.outputs(self.accumulate(self.padded(self.data()), self.weight()))
+        function = te.create_prim_func([*self.parameters, *outputs])
         return as_kernel(function, "conv2d").with_attr(WORKLOAD_ATTRIBUTE, self.workload.to_json())
 
     def parameter(self, shape: tuple, dtype: str, name: str) -> te.Tensor:
@@ -279,23 +291,140 @@ class _Builder:
 
         return te.compute((*front, lanes), total, name="accumulate")
 
-    def output(self, accumulators: te.Tensor) -> te.Tensor:
+    def outputs(self, accumulators: te.Tensor) -> list[te.Tensor]:
+        """The epilogue."""
         workload = self.workload
         sums = self.activation_sum() if workload.needs_activation_sum else None
         classes = self.class_tensors()
+        epilogue = workload.float_epilogue
+        if epilogue is not None:
+            return self.float_outputs(accumulators, sums, classes, epilogue)
 
-        def value(n: Any, y: Any, x: Any, group: Any, vector: Any, lane: Any) -> Any:
-            terms = [
-                accumulators[n, y, x, group, vector, klass, lane].astype("int32") * multiplier
-                for klass, multiplier in enumerate(workload.class_multiplier)
-            ]
-            if sums is not None:
-                terms.append(sums[n, y, x])
-            return functools.reduce(operator.add, terms)
+        def value(*indices: Any) -> Any:
+            return self.value(accumulators, sums, indices)
 
         if isinstance(workload.epilogue, Thresholds):
-            return self.packed(value, classes)
-        return self.numbers(value, classes)
+            return [self.integer_codes(value, classes, workload.epilogue)]
+        bias = self.bias("int32")
+
+        def number(n: Any, y: Any, x: Any, *rest: Any) -> Any:
+            return value(n, y, x, *rest) + bias(*classes(y, x), self.channel(*rest))
+
+        return [self.stored(self.tile(number, "number"))]
+
+    def value(self, accumulators: te.Tensor, sums: te.Tensor | None, indices: tuple) -> Any:
+        """The integer result without its constant."""
+        *front, lane = indices
+        terms = [
+            accumulators(*front, klass, lane).astype("int32") * multiplier
+            for klass, multiplier in enumerate(self.workload.class_multiplier)
+        ]
+        if sums is not None:
+            terms.append(sums(*indices[:3]))
+        return functools.reduce(operator.add, terms)
+
+    def channel(self, group: Any, vector: Any, lane: Any) -> Any:
+        return (group * self.vectors + vector) * self.workload.lanes + lane
+
+    def bias(self, dtype: str) -> te.Tensor:
+        workload = self.workload
+        shape = (workload.row_classes, workload.col_classes, workload.out_channels_padded)
+        return self.parameter(shape, dtype, "bias")
+
+    def tile(self, element: Callable[..., Any], name: str) -> te.Tensor:
+        """A stage over whole tiles of pixels and channels."""
+        spatial = (self.batch, self.workload.out_height, self.tiled_width)
+        return te.compute((*spatial, self.groups, self.vectors, self.workload.lanes), element, name=name)
+
+    def stored(self, numbers: te.Tensor) -> te.Tensor:
+        """The output of numbers."""
+        lanes = self.workload.lanes
+
+        def number(n: Any, y: Any, x: Any, channel: Any) -> Any:
+            block, lane = channel // lanes, channel % lanes
+            return numbers[n, y, x, block // self.vectors, block % self.vectors, lane]
+
+        return te.compute(self.number_shape(), number, name="store_number")
+
+    def number_shape(self) -> tuple:
+        return (self.batch, self.workload.out_height, self.out_width, self.workload.out_channels)
+
+    def float_outputs(
+        self, accumulators: te.Tensor, sums: te.Tensor | None, classes: Any, epilogue: Float
+    ) -> list[te.Tensor]:
+        """The outputs of an epilogue in float32."""
+        addend = self.addend() if epilogue.shortcut else None
+        combined = self.basis(accumulators, classes) if epilogue.combine == "basis" else None
+        if combined is None:
+            combined = self.affine(accumulators, sums, classes)
+
+        def number(*indices: Any) -> Any:
+            result = combined(*indices)
+            return result if addend is None else result + addend(*indices)
+
+        numbers = self.tile(number, "number")
+        outputs = [self.stored(numbers)] if epilogue.store else []
+        if epilogue.thresholds is not None:
+            outputs.append(self.float_codes(numbers, epilogue.thresholds))
+        return outputs
+
+    def affine(self, accumulators: te.Tensor, sums: te.Tensor | None, classes: Any) -> Callable[..., Any]:
+        """One fused multiply-add per channel."""
+        bias = self.bias("int32")
+        channels = (self.workload.out_channels_padded,)
+        scale, offset = (self.parameter(channels, "float32", name) for name in ("scale", "offset"))
+
+        def number(*indices: Any) -> Any:
+            channel = self.channel(*indices[3:])
+            total = self.value(accumulators, sums, indices) + bias(*classes(*indices[1:3]), channel)
+            return fused_multiply_add(total.astype("float32"), scale[channel], offset[channel])
+
+        return number
+
+    def basis(self, accumulators: te.Tensor, classes: Any) -> Callable[..., Any]:
+        """A learned basis for every plane of both operands."""
+        workload = self.workload
+        planes, weight_planes = workload.activation_planes, workload.weight_planes
+        sign = workload.class_multiplier[0]
+        shape = (weight_planes, workload.out_channels_padded)
+        base = self.parameter(shape, "int32", "base")
+        activation_basis = self.parameter((planes,), "float32", "activation_basis")
+        weight_basis = self.parameter(shape, "float32", "weight_basis")
+        bias = self.bias("float32")
+
+        def number(n: Any, y: Any, x: Any, group: Any, vector: Any, lane: Any) -> Any:
+            channel = self.channel(group, vector, lane)
+            result = bias(*classes(y, x), channel)
+            for j in range(weight_planes):
+                # The product with the first plane is exact as a sum with -0, and LLVM cannot contract it with another.
+                total = tirx.const(-0.0, "float32")
+                for i in range(planes):
+                    count = accumulators[n, y, x, group, vector, i * weight_planes + j, lane].astype("int32")
+                    pair = (base[j, channel] + sign * count).astype("float32")
+                    total = fused_multiply_add(activation_basis[i], pair, total)
+                result = fused_multiply_add(weight_basis[j, channel], total, result)
+            return result
+
+        return number
+
+    def addend(self) -> Callable[..., Any]:
+        """The shortcut, zero in padded channels; surplus pixels, which are not stored, read the last one."""
+        workload = self.workload
+        shortcut = self.parameter(self.number_shape(), "float32", "shortcut")
+
+        def read(n: Any, y: Any, x: Any, *rest: Any) -> Any:
+            return shortcut[n, y, tirx.min(x, self.out_width - 1), self.channel(*rest)]
+
+        if workload.out_channels == workload.out_channels_padded:
+            return read
+        # Channels of one piece are all there or all padded, so that one test serves a vector of them.
+        piece = vector_piece(workload)
+
+        def guarded(n: Any, y: Any, x: Any, *rest: Any) -> Any:
+            there = self.channel(*rest) // piece < workload.out_channels // piece
+            return tirx.if_then_else(there, read(n, y, x, *rest), tirx.const(0, "float32"))
+
+        return self.tile(guarded, "addend")
 
     def class_tensors(self) -> Any:
         """A function from an output pixel to its (row, column) border class."""
@@ -307,52 +436,37 @@ class _Builder:
         # Pixels that only fill the last tile have no class; any class will do, they are not stored.
         return lambda y, x: (rows[y], columns[tirx.min(x, self.out_width - 1)])
 
-    def numbers(self, value: Any, classes: Any) -> te.Tensor:
-        """Integer and affine epilogues."""
+    def integer_codes(self, value: Callable[..., Any], classes: Any, epilogue: Thresholds) -> te.Tensor:
+        """Codes of the integer result."""
         workload = self.workload
-        shape = (workload.row_classes, workload.col_classes, workload.out_channels_padded)
-        bias = self.parameter(shape, "int32", "bias")
-        affine = isinstance(workload.epilogue, Affine)
-        if affine:
-            scale = self.parameter((workload.out_channels_padded,), "float32", "scale")
-            offset = self.parameter((workload.out_channels_padded,), "float32", "offset")
-
-        def number(n: Any, y: Any, x: Any, group: Any, vector: Any, lane: Any) -> Any:
-            channel = (group * self.vectors + vector) * workload.lanes + lane
-            total = value(n, y, x, group, vector, lane) + bias(*classes(y, x), channel)
-            if not affine:
-                return total
-            # llvm.fma rounds once on every target; tirx.fma becomes llvm.fmuladd, which may round twice.
-            return tirx.call_llvm_pure_intrin(
-                "float32", "llvm.fma", total.astype("float32"), scale[channel], offset[channel]
-            )
-
-        spatial = (self.batch, workload.out_height, self.tiled_width)
-        results = te.compute((*spatial, self.groups, self.vectors, workload.lanes), number, name="number")
-
-        def store(n: Any, y: Any, x: Any, channel: Any) -> Any:
-            block, lane = channel // workload.lanes, channel % workload.lanes
-            return results[n, y, x, block // self.vectors, block % self.vectors, lane]
-
-        out_shape = (self.batch, workload.out_height, self.out_width, workload.out_channels)
-        return te.compute(out_shape, store, name="store")
-
-    def packed(self, value: Any, classes: Any) -> te.Tensor:
-        """Threshold epilogue."""
-        workload, epilogue = self.workload, self.workload.epilogue
-        assert isinstance(epilogue, Thresholds)
         shape = (epilogue.count, workload.row_classes, workload.col_classes, workload.out_channels_padded)
         thresholds = self.parameter(shape, "int32", "thresholds")
+
+        def reached(index: int, n: Any, y: Any, x: Any, *rest: Any) -> Any:
+            return value(n, y, x, *rest) >= thresholds(index, *classes(y, x), self.channel(*rest))
+
+        return self.packed(reached, epilogue)
+
+    def float_codes(self, numbers: te.Tensor, epilogue: Thresholds) -> te.Tensor:
+        """Codes of the result in float32; a direction of -1 turns a descending comparison around."""
+        channels = self.workload.out_channels_padded
+        direction = self.parameter((channels,), "float32", "direction")
+        thresholds = self.parameter((epilogue.count, channels), "float32", "thresholds")
+
+        def reached(index: int, *indices: Any) -> Any:
+            channel = self.channel(*indices[3:])
+            return direction[channel] * numbers(*indices) >= thresholds[index, channel]
+
+        return self.packed(reached, epilogue)
+
+    def packed(self, reached: Callable[..., Any], epilogue: Thresholds) -> te.Tensor:
+        """The packed code of every pixel, from a condition per threshold."""
+        workload = self.workload
         spatial = (self.batch, workload.out_height, self.tiled_width)
 
-        def reached(number: Any, index: Any, y: Any, x: Any, channel: Any) -> Any:
-            return number >= thresholds(index, *classes(y, x), channel)
-
-        def code(n: Any, y: Any, x: Any, group: Any, vector: Any, lane: Any) -> Any:
-            channel = (group * self.vectors + vector) * workload.lanes + lane
-            number = value(n, y, x, group, vector, lane)
+        def code(*indices: Any) -> Any:
             one, zero = tirx.const(1, "int32"), tirx.const(0, "int32")
-            terms = [tirx.Select(reached(number, t, y, x, channel), one, zero) for t in range(epilogue.count)]
+            terms = [tirx.Select(reached(t, *indices), one, zero) for t in range(epilogue.count)]
             index = functools.reduce(operator.add, terms)
             if epilogue.codes == tuple(range(epilogue.count + 1)):
                 return index
@@ -361,13 +475,10 @@ class _Builder:
                 result = tirx.Select(index >= position, tirx.const(epilogue.codes[position], "int32"), result)
             return result
 
-        codes = None
-        if epilogue.count > 1:
-            codes = te.compute((*spatial, self.groups, self.vectors, workload.lanes), code, name="code")
+        codes = self.tile(code, "code") if epilogue.count > 1 else None
 
         def mask(n: Any, y: Any, x: Any, plane: Any, group: Any, vector: Any, lane: Any) -> Any:
             """A byte of ones where the bit is set, which is what a vector register can hand to a scalar one."""
-            channel = (group * self.vectors + vector) * workload.lanes + lane
             ones, zeros = tirx.const(-1, "int8"), tirx.const(0, "int8")
             if codes is not None:
                 bit = tirx.bitwise_and(tirx.shift_right(codes[n, y, x, group, vector, lane], plane), 1) != 0
@@ -376,11 +487,10 @@ class _Builder:
                 low, high = (
                     tirx.bitwise_and(tirx.shift_right(tirx.const(c, "int32"), plane), 1) != 0 for c in epilogue.codes
                 )
-                number = value(n, y, x, group, vector, lane)
                 above, below = (tirx.Select(bit, ones, zeros) for bit in (high, low))
-                result = tirx.Select(reached(number, 0, y, x, channel), above, below)
+                result = tirx.Select(reached(0, n, y, x, group, vector, lane), above, below)
             if epilogue.codes[0] != 0 and workload.out_channels != workload.out_channels_padded:
-                result = tirx.Select(channel < workload.out_channels, result, zeros)
+                result = tirx.Select(self.channel(group, vector, lane) < workload.out_channels, result, zeros)
             return result
 
         mask_shape = (*spatial, epilogue.planes, self.groups, self.vectors, workload.lanes)
@@ -390,8 +500,42 @@ class _Builder:
         return te.compute(
             (self.batch, workload.out_height, self.out_width, epilogue.planes, workload.out_words),
             lambda n, y, x, plane, word: words[n, y, x, plane, word // per_group, word % per_group],
-            name="store",
+            name="store_word",
         )
+
+
+def fused_multiply_add(factor: Any, other: Any, addend: Any) -> Any:
+    """``factor * other + addend`` in float32, rounded once on every target.
+
+    `tirx.fma` becomes ``llvm.fmuladd``, which may round twice; and LLVM may contract a product and a sum by itself.
+
+    Parameters
+    ----------
+    factor, other, addend : PrimExpr
+        Numbers of type float32.
+
+    Returns
+    -------
+    result : PrimExpr
+        A call of ``llvm.fma``.
+    """
+    return tirx.call_llvm_pure_intrin("float32", "llvm.fma", factor, other, addend)
+
+
+def vector_piece(workload: Conv2dWorkload) -> int:
+    """Channels of a vector that are either all there or all padded.
+
+    Parameters
+    ----------
+    workload : Conv2dWorkload
+        The convolution.
+
+    Returns
+    -------
+    piece : int
+        The largest common divisor of the lanes and the output channels.
+    """
+    return math.gcd(workload.lanes, workload.out_channels)
 
 
 def byte_chunk(words: int, pairs: int) -> int:

@@ -13,10 +13,10 @@ from typing import Any, Protocol
 from tvm import s_tir, tirx
 
 from tvmq.kernels import arm, x86
-from tvmq.kernels.conv2d import KERNEL_ATTRIBUTE, WORKLOAD_ATTRIBUTE, tiled_width
+from tvmq.kernels.conv2d import KERNEL_ATTRIBUTE, WORKLOAD_ATTRIBUTE, tiled_width, vector_piece
 from tvmq.kernels.layout import schedule_channels_first
 from tvmq.kernels.tiling import register_tile
-from tvmq.kernels.workload import Affine, Conv2dWorkload, Thresholds
+from tvmq.kernels.workload import Conv2dWorkload
 
 __all__ = ["Conv2dKnobs", "TargetLike", "apply_knobs", "default_knobs", "schedule"]
 
@@ -27,6 +27,10 @@ _PARALLEL_MACS = 4_000_000
 """Binary multiply-accumulates below which waking other threads costs more than it saves."""
 _UNROLLED_WORDS = 16
 """Words of one pixel up to which the sum of their popcounts is unrolled."""
+_EPILOGUE = ("number", "addend", "store_number", "code", "mask", "word", "store_word")
+"""Stages that follow the reduction; the first one that a workload has covers whole tiles."""
+_MIN_PIECE = 4
+"""Channels of a vector below which moving them one by one is as good."""
 _POOL_LANES = 16
 """Words that one vector of the pooling kernel holds at most."""
 
@@ -219,7 +223,7 @@ def _blocks(sch: s_tir.Schedule) -> dict[str, Any]:
 
 def _schedule_conv2d(sch: s_tir.Schedule, workload: Conv2dWorkload, knobs: Conv2dKnobs) -> None:
     blocks = _blocks(sch)
-    epilogue = [name for name in ("code", "mask", "number", "word", "store") if name in blocks]
+    epilogue = [name for name in _EPILOGUE if name in blocks]
     # The first stage of the epilogue is the anchor: it covers whole tiles, so nothing inside one is guarded.
     anchor = blocks[epilogue[0]]
     n, y, x, *inner = sch.get_loops(anchor)
@@ -243,7 +247,8 @@ def _schedule_conv2d(sch: s_tir.Schedule, workload: Conv2dWorkload, knobs: Conv2
         outer -= len(tasks) - 1
     _place_reduction(sch, blocks, workload, knobs, pixel_outer)
     for name in epilogue[1:]:
-        sch.reverse_compute_at(blocks[name], pixel_outer, preserve_unit_loops=True)
+        place = sch.compute_at if name == "addend" else sch.reverse_compute_at
+        place(blocks[name], pixel_outer, preserve_unit_loops=True)
     for name in epilogue:
         own = sch.get_loops(blocks[name])[outer:]
         _schedule_epilogue(sch, name, blocks[name], own, workload, knobs)
@@ -310,27 +315,32 @@ def _schedule_epilogue(
     sch: s_tir.Schedule, name: str, block: Any, own: list[Any], workload: Conv2dWorkload, knobs: Conv2dKnobs
 ) -> None:
     """One stage that follows the reduction, on the registers of one tile."""
-    if name != "store":
+    if not name.startswith("store"):
         sch.set_scope(block, 0, "local")
     if name == "word":
         _pack_words(sch, block, own, workload.group_channels == workload.word_bits, knobs.pack)
         return
     *loops, last = own
-    if (
-        name == "store"
-        and not isinstance(workload.epilogue, Thresholds)
-        and workload.out_channels % workload.lanes == 0
-    ):
-        outer, last = sch.split(last, [None, workload.lanes])
+    piece = vector_piece(workload) if name in ("store_number", "addend") else workload.lanes
+    if name == "store_number" or piece < workload.lanes:
+        outer, last = sch.split(last, [None, piece])
         loops.append(outer)
     for loop in loops:
         sch.unroll(loop)
-    is_vector = name != "store" or len(loops) == len(own)
-    is_float = name == "number" and isinstance(workload.epilogue, Affine)
-    if is_vector and (knobs.vector_float or not is_float):
+    is_vector = name != "store_word" and piece >= _MIN_PIECE
+    if is_vector and (knobs.vector_float or not _computes_float(name, workload)):
         sch.vectorize(last)
     else:
         sch.unroll(last)
+
+
+def _computes_float(name: str, workload: Conv2dWorkload) -> bool:
+    """Whether a stage of the epilogue does arithmetic with float32 numbers or compares them."""
+    epilogue = workload.float_epilogue
+    if epilogue is None:
+        return False
+    compares = "code" if epilogue.thresholds is not None and epilogue.thresholds.count > 1 else "mask"
+    return name in ("number", compares)
 
 
 def _pack_words(sch: s_tir.Schedule, block: Any, loops: list[Any], one_word: bool, pack: str) -> None:

@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Affine", "Conv2dWorkload", "Epilogue", "Integer", "Thresholds"]
+__all__ = ["Affine", "Conv2dWorkload", "Epilogue", "Float", "Integer", "Thresholds"]
 
 MAX_BYTE_STEPS = 31
 """Popcounts of bytes (each at most 8) that a ``uint8`` sum can hold: 31 * 8 = 248."""
@@ -57,10 +57,53 @@ class Integer:
 
 @dataclass(frozen=True)
 class Affine:
-    """Epilogue that adds an int32 bias, converts to float32, and applies one fused multiply-add per channel."""
+    """Epilogue that adds an int32 bias, converts to float32, and applies one fused multiply-add per channel.
+
+    The same as ``Float("affine", False, True, None)``.
+    """
 
 
-Epilogue = Thresholds | Integer | Affine
+@dataclass(frozen=True)
+class Float:
+    """Epilogue in float32, every step rounded once, so that all targets agree bit for bit.
+
+    Attributes
+    ----------
+    combine : {"affine", "basis"}
+        "affine" adds an int32 bias, converts to float32, and applies one fused multiply-add per channel.  "basis"
+        weighs every plane pair with learned bases: the sum ``S_ij = float32(base_j + sign * R_ij)`` of a pair is an
+        exact integer, ``t_j`` sums ``activation_basis_i * S_ij`` in the order of i, and the result is the bias plus
+        the sum of ``weight_basis_j * t_j`` in the order of j; all but the first product are fused multiply-adds.
+    shortcut : bool
+        Whether a float32 image of the output's shape is added to the result.
+    store : bool
+        Whether the result is the first output.
+    thresholds : Thresholds or None
+        Whether the packed codes of the result are the last output.  A threshold counts as reached where
+        ``direction * result >= threshold``, never for NaN.
+
+    Raises
+    ------
+    ValueError
+        If `combine` is unknown, or if there is no output.
+    """
+
+    combine: str
+    shortcut: bool
+    store: bool
+    thresholds: Thresholds | None
+
+    def __post_init__(self) -> None:
+        """Check that there is something to compute and to write."""
+        if self.combine not in ("affine", "basis"):
+            raise ValueError(f"combine must be 'affine' or 'basis', got {self.combine!r}")
+        if self.thresholds is not None and not isinstance(self.thresholds, Thresholds):
+            raise ValueError(f"thresholds must be Thresholds or None, got {self.thresholds!r}")
+        if not self.store and self.thresholds is None:
+            raise ValueError("a float epilogue must store its result or have thresholds")
+
+
+Epilogue = Thresholds | Integer | Affine | Float
 
 
 def _integers(name: str, values: Any, length: int) -> tuple[int, ...]:
@@ -102,7 +145,7 @@ class Conv2dWorkload:
         Bits of a packed word.
     lanes : int
         Output channels of one vector.
-    epilogue : Thresholds or Integer or Affine
+    epilogue : Thresholds or Integer or Affine or Float
         What happens to the integer result.
 
     Raises
@@ -170,8 +213,18 @@ class Conv2dWorkload:
         used = {index for row in self.plane_class for index in row}
         if used != set(range(len(self.class_multiplier))):
             raise ValueError(f"plane_class uses classes {sorted(used)} of {len(self.class_multiplier)} multipliers")
-        if not isinstance(self.epilogue, Thresholds | Integer | Affine):
+        if not isinstance(self.epilogue, Thresholds | Integer | Affine | Float):
             raise ValueError(f"unknown epilogue {self.epilogue!r}")
+        if isinstance(self.epilogue, Float) and self.epilogue.combine == "basis":
+            self._check_basis()
+
+    def _check_basis(self) -> None:
+        if not self.pairs_are_classes:
+            raise ValueError(f"learned bases need a class per plane pair, got {self.plane_class}")
+        if set(self.class_multiplier) not in ({1}, {-1}):
+            raise ValueError(f"learned bases need multipliers that are all 1 or all -1, got {self.class_multiplier}")
+        if self.needs_activation_sum:
+            raise ValueError(f"learned bases need no sum of activations, got {self.activation_multiplier}")
 
     @property
     def out_height(self) -> int:
@@ -244,11 +297,31 @@ class Conv2dWorkload:
         return f"uint{self.word_bits}"
 
     @property
-    def out_dtype(self) -> str:
-        """Data type of the output."""
+    def float_epilogue(self) -> Float | None:
+        """The epilogue in its general form if it computes in float32."""
+        if isinstance(self.epilogue, Affine):
+            return Float("affine", shortcut=False, store=True, thresholds=None)
+        return self.epilogue if isinstance(self.epilogue, Float) else None
+
+    @property
+    def thresholds(self) -> Thresholds | None:
+        """The thresholds that make packed codes, of integers or of float32 numbers."""
         if isinstance(self.epilogue, Thresholds):
-            return self.word_dtype
-        return "int32" if isinstance(self.epilogue, Integer) else "float32"
+            return self.epilogue
+        return self.epilogue.thresholds if isinstance(self.epilogue, Float) else None
+
+    @property
+    def out_dtypes(self) -> tuple[str, ...]:
+        """Data types of the outputs: numbers, then packed codes."""
+        if isinstance(self.epilogue, Integer):
+            return ("int32",)
+        numbers = ("float32",) if self.float_epilogue is not None and self.float_epilogue.store else ()
+        return numbers if self.thresholds is None else (*numbers, self.word_dtype)
+
+    @property
+    def out_dtype(self) -> str:
+        """Data type of the first output."""
+        return self.out_dtypes[0]
 
     def weight_shape(self) -> tuple[int, ...]:
         """Shape of the packed weights."""
@@ -270,11 +343,13 @@ class Conv2dWorkload:
         ValueError
             If the text is not a workload.
         """
-        kinds = {kind.__name__: kind for kind in (Thresholds, Integer, Affine)}
+        kinds = {kind.__name__: kind for kind in (Thresholds, Integer, Affine, Float)}
         try:
             fields = json.loads(text)
             epilogue = fields.pop("epilogue")
             kind = kinds[epilogue.pop("kind")]
+            if epilogue.get("thresholds") is not None:
+                epilogue["thresholds"] = Thresholds(**epilogue["thresholds"])
             return Conv2dWorkload(epilogue=kind(**epilogue), **fields)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a convolution workload: {text[:80]!r} ({error})") from error

@@ -153,14 +153,14 @@ class _Folder(BindingRewriter):
         if is_call(value, "relax.nn.conv2d", "relax.matmul"):
             product = self.product(variable, value)
             if product is not None:
-                return product
+                return self.shared(product)
         if is_call(value, "tvmq.quantize"):
             source = self.operand(value.args[0])
             folded = self.fold(variable, value, source) if isinstance(source, _Epilogue) else None
             if folded is not None:
                 return folded
         extended = self.extend(variable, value)
-        return super().bind(variable, value) if extended is None else extended
+        return super().bind(variable, value) if extended is None else self.shared(extended)
 
     # --- the start of an epilogue ---
 
@@ -231,6 +231,12 @@ class _Folder(BindingRewriter):
         function = monotone_function(value, before.chain)
         return None if function is None else before.then(variable, value, function)
 
+    def shared(self, epilogue: _Epilogue) -> _Epilogue:
+        """The epilogue from a stored float on if several operations read its value: one product serves them all."""
+        if epilogue.is_integer and len(self.users[epilogue.variable]) > 1:
+            return self.as_float(epilogue)
+        return epilogue
+
     # --- the end of an epilogue ---
 
     def fold(self, variable: relax.Var, call: Call, epilogue: _Epilogue) -> relax.Var | None:
@@ -244,6 +250,7 @@ class _Folder(BindingRewriter):
         accumulator = self.increasing(epilogue) if epilogue.is_integer else None
         if epilogue.is_integer and accumulator is None:
             epilogue = self.as_float(epilogue)
+            chain = epilogue.chain
         name = f"{chain.layer}_codes"
         result = self.emit(self.comparison(epilogue, accumulator, call), name)
         for index, step in enumerate(chain.steps):
@@ -281,11 +288,14 @@ class _Folder(BindingRewriter):
         return Call(accumulator.op, [accumulator.args[0], dialect.constant(codes)], accumulator.attrs)
 
     def as_float(self, epilogue: _Epilogue) -> _Epilogue:
-        """The same value, computed from the accumulator in float units by the rest of the chain."""
+        """The same value, computed from a float: the accumulator after the longest affine beginning of the chain."""
         chain = epilogue.chain
-        units = dataclasses.replace(chain, steps=chain.steps[:1])
-        source = self.affine(epilogue.source, units, chain.layer)
-        return dataclasses.replace(epilogue, source=source, chain=dataclasses.replace(chain, steps=chain.steps[1:]))
+        affine = [isinstance(step, Function) and step.affine is not None for step in chain.steps]
+        count = affine.index(False) if False in affine else len(affine)
+        beginning = dataclasses.replace(chain, steps=chain.steps[:count])
+        name = epilogue.variable.name if count == len(affine) else chain.layer
+        source = self.affine(epilogue.source, beginning, name)
+        return dataclasses.replace(epilogue, source=source, chain=dataclasses.replace(chain, steps=chain.steps[count:]))
 
     def affine(self, source: Call | relax.Var, chain: Chain, name: str) -> relax.Var:
         """Emit a chain of affine functions as one operator."""
@@ -299,7 +309,9 @@ class _Folder(BindingRewriter):
         """As floats: one affine of the source, or the last step as it was, on what came before it."""
         if not isinstance(value, _Epilogue):
             return value
-        if self.is_one_affine(value):
+        if not value.chain.steps:
+            result = value.source
+        elif self.is_one_affine(value):
             result = self.affine(value.source, value.chain, value.variable.name)
         else:
             result = self.emit(self.substitute(value.value), value.variable.name)

@@ -8,7 +8,9 @@ After::
 
     c = R.call_tir(cls.conv1, (x, packed_weight, thresholds), out_ty=...)   # PrimFunc with the attribute tvmq.kernel
 
-The functions are unscheduled (:class:`tvmq.transform.ScheduleKernels` does that) and named after their layer.
+The functions are unscheduled (:class:`tvmq.transform.ScheduleKernels` does that) and named after their layer.  TVM's
+own operators follow TVM's legalization, with one rounding per float operation (see :mod:`tvmq.kernels.rounding`): the
+golden executor computes them so, and neighbours may now be fused without changing a bit.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from tvmq.dialect import constant_array, encoding_of, pair, sides
 from tvmq.kernels import packing, pool
 from tvmq.kernels.conv2d import conv2d
 from tvmq.kernels.layout import channels_first
+from tvmq.kernels.rounding import round_products
 
 __all__ = ["LegalizeKernels"]
 
@@ -229,4 +232,9 @@ class LegalizeKernels:
 
     def transform_module(self, module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
         """Apply the pass."""
-        return relax.transform.LegalizeOps(LEGALIZATIONS)(module)
+        legalized = relax.transform.LegalizeOps(LEGALIZATIONS)(module)
+        result = legalized.clone()
+        for variable, function in legalized.functions_items():
+            if isinstance(function, tirx.PrimFunc):
+                result[variable] = round_products(function)
+        return result

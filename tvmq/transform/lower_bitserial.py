@@ -26,7 +26,6 @@ first layer of few channels would waste most of each word: its windows are packe
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -102,11 +101,6 @@ class _Lowerer(BindingRewriter):
     def __init__(self, module: tvm.IRModule, target: Target) -> None:
         super().__init__(module)
         self.target = target
-        self.users: dict[relax.Var, list[tuple[relax.Var, relax.Expr]]] = defaultdict(list)
-        for block in module["main"].body.blocks:
-            for binding in block.bindings:
-                for variable in relax.analysis.free_vars(binding.value):
-                    self.users[variable].append((binding.var, binding.value))
 
     def bind(self, variable: relax.Var, value: relax.Expr) -> Any:
         if isinstance(value, relax.Var):

@@ -25,6 +25,7 @@ def folding_passes() -> list[tvm.transform.Pass]:
         RecognizeQuantizers(),
         PropagateCodes(),
         HoistQuantizers(),
+        relax.transform.EliminateCommonSubexpr(),
         EncodeWeights(),
         FoldEpilogues(),
         relax.transform.EliminateCommonSubexpr(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 import tvm
@@ -23,7 +24,8 @@ class BindingRewriter:
     -----
     ``self.values`` maps each variable of the old function to what stands for it in the new one, which is a Relax
     expression unless the pass puts something of its own there (then :meth:`materialize` must make it one).
-    ``self.definitions`` maps each variable of the new function to the expression that it is bound to.
+    ``self.definitions`` maps each variable of the new function to the expression that it is bound to, and
+    ``self.users`` each variable of the old one to the bindings, (variable, value), that read it.
     """
 
     def __init__(self, module: tvm.IRModule) -> None:
@@ -31,6 +33,11 @@ class BindingRewriter:
         self.builder = relax.BlockBuilder(module)
         self.values: dict[relax.Var, Any] = {}
         self.definitions: dict[relax.Var, relax.Expr] = {}
+        self.users: dict[relax.Var, list[tuple[relax.Var, relax.Expr]]] = defaultdict(list)
+        for block in module["main"].body.blocks:
+            for binding in block.bindings:
+                for variable in relax.analysis.free_vars(binding.value):
+                    self.users[variable].append((binding.var, binding.value))
 
     def run(self) -> tvm.IRModule:
         """The module with ``main`` rewritten, dead bindings removed."""
@@ -58,7 +65,10 @@ class BindingRewriter:
 
     def emit(self, value: relax.Expr, name: str) -> relax.Var:
         """Bind ``value`` in the new function to a variable of that name."""
-        variable = self.builder.emit(value, name_hint=name)
+        value = self.builder.normalize(value)
+        # Not through emit(value, name_hint), which would turn the dots of "layer1.0.conv1" into underscores.
+        variable = relax.DataflowVar(name, value.ty)
+        self.builder.emit_normalized(relax.VarBinding(variable, value))
         self.definitions[variable] = value
         return variable
 

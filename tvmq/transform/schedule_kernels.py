@@ -1,4 +1,4 @@
-"""Give every ``tvmq`` kernel its loops.
+"""Give every ``tvmq`` kernel its loops, and vector loops to the elementwise operators between them.
 
 Before::
 
@@ -10,7 +10,7 @@ After::
     @T.prim_func
     def conv1(...): T.func_attr({"tirx.is_scheduled": True, ...})                    # tiled, unrolled, vectorised
 
-Functions that are not ours are left alone.
+Elementwise functions of TVM are fused into one loop and vectorised; other functions are left alone.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import tvm
 from tvm import tirx
 
+from tvmq.kernels.glue import schedule_glue
 from tvmq.kernels.schedule import schedule
 from tvmq.target import Target
 
@@ -40,7 +41,9 @@ class ScheduleKernels:
         """Apply the pass."""
         result = module.clone()
         for variable, function in module.functions_items():
-            scheduled = schedule(function, self.target) if isinstance(function, tirx.PrimFunc) else None
+            if not isinstance(function, tirx.PrimFunc):
+                continue
+            scheduled = schedule(function, self.target) or schedule_glue(function, self.target)
             if scheduled is not None:
                 result[variable] = scheduled
         return result
