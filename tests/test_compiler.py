@@ -34,6 +34,7 @@ def randomize(module: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def convnet(channels: int = 1) -> nn.Module:
+    torch.manual_seed(1)
     return nn.Sequential(
         nn.Conv2d(channels, 24, 3, padding=1),
         nn.MaxPool2d(2),
@@ -59,6 +60,7 @@ class Residual(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        torch.manual_seed(1)
         self.stem = nn.Conv2d(3, 16, 3, padding=1)
         self.conv1, self.norm1 = nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16)
         self.conv2, self.norm2 = nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16)
@@ -76,6 +78,7 @@ class Concat(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        torch.manual_seed(1)
         self.left, self.right = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 12, 1)
         self.norm = nn.BatchNorm2d(20)
         self.last = nn.Conv2d(20, 6, 3)

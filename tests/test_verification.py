@@ -20,12 +20,12 @@ def model() -> tvmq.Model:
 
 
 class _Breaker(BindingRewriter):
-    """Changes one threshold of the layer '4'."""
+    """Lets the layer '4' reach all its thresholds."""
 
     def bind(self, variable, value):
         if is_call(value, "tvmq.bitserial_conv2d") and str(value.attrs["layer"]) == "4":
             thresholds = value.args[-1].value.numpy().copy()
-            thresholds[0, ..., 3] = -1_000_000
+            thresholds[:] = -1_000_000
             call = tvm.ir.Call(value.op, [*value.args[:-1], constant(thresholds)], value.attrs)
             return self.emit(self.substitute(call), variable.name)
         return super().bind(variable, value)
@@ -61,7 +61,7 @@ def test_the_first_difference_is_named(model, broken_pass):
     assert not result
     difference = result.difference
     assert (difference.stage, difference.layer) == ("tvmq.Broken", "4_codes")
-    assert difference.element[1] == 3
+    assert len(difference.element) == 4 and 0 < difference.count <= difference.size
     assert (difference.expected, difference.actual) == (0, 1)
     assert "tvmq.Broken" in str(result) and "'4_codes'" in str(result)
 
