@@ -176,8 +176,16 @@ def test_values_off_the_grid_have_no_alphabet():
     random = np.random.default_rng(0)
     assert BitPlanes.of_values(random.normal(size=(4, 50)).astype(np.float32)) is None
     assert BitPlanes.of_values(np.array([[1.0, 1.7320508]], np.float32)) is None
-    for bad in (np.nan, np.inf, 0.0):
+    for bad in (np.nan, np.inf):
         assert BitPlanes.of_values(np.full((2, 3), bad, np.float32)) is None
+
+
+def test_a_dead_channel_does_not_spoil_the_others():
+    array = np.array([[0.3, -0.3, 0.0], [0.0, 0.0, 0.0], [0.7, 0.0, -0.7]], np.float32)
+    found = BitPlanes.of_values(array)
+    assert found.encoding.planes == 2
+    np.testing.assert_array_equal(found.dense(), array)
+    np.testing.assert_array_equal(BitPlanes.of_values(np.zeros((2, 3), np.float32)).dense(), 0)
 
 
 @given(st.integers(2, 256), st.integers(-300, 300), st.floats(1e-3, 1e3))

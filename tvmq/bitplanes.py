@@ -272,7 +272,7 @@ class BitPlanes:
         -------
         BitPlanes or None
             In the alphabet of the fewest planes that holds all values; values agree to float32 rounding.  None if
-            the values are not finite, all zero in some channel, or not multiples up to 128 of a unit.
+            the values are not finite or not multiples up to 128 of a unit.
         """
         rows = array.reshape(len(array), -1)
         if not rows.size or not np.isfinite(rows).all():
@@ -457,8 +457,8 @@ def _units(rows: np.ndarray) -> Iterator[np.ndarray]:
 def _unit(magnitudes: np.ndarray) -> float | None:
     """The largest unit of which all magnitudes (ascending) are integer multiples; None if there is none."""
     largest = float(magnitudes[-1])
-    if largest == 0:
-        return None
+    if largest == 0:  # a dead channel: any unit is right
+        return 1.0
     units = largest / np.arange(1, MAX_MULTIPLE + 1)
     multiples = magnitudes.astype(np.float64)[None, :] / units[:, None]
     errors = np.abs(multiples - np.round(multiples))
