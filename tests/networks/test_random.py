@@ -1,0 +1,61 @@
+"""Random networks: what is folded means what the network means, and what is compiled equals what is folded.
+
+Each example is one module of several networks, since starting a compilation costs as much as two layers of kernels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from .checks import Tally, check
+from .generator import Drawn, Network, Seeded, evaluate, grow
+
+NETWORKS_PER_EXAMPLE = 8
+EXAMPLES = 27
+
+
+@st.composite
+def random_networks(draw) -> list[Network]:
+    choices = Drawn(lambda low, high: draw(st.integers(low, high)))
+    return [grow(choices) for _ in range(NETWORKS_PER_EXAMPLE)]
+
+
+@pytest.mark.filterwarnings("ignore:layer .* fewer bits would be faster")
+def test_two_hundred_random_networks():
+    tally = Tally()
+
+    @settings(
+        max_examples=EXAMPLES,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
+    @given(networks=random_networks())
+    def run(networks: list[Network]) -> None:
+        check(networks, tally)
+
+    run()
+    assert tally.networks >= 200
+    assert tally.packed >= 0.7 * tally.layers
+    assert tally.undecided <= 0.1 * tally.networks
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_generator_is_a_function_of_its_seed(seed):
+    one, other = grow(Seeded(seed)), grow(Seeded(seed))
+    assert repr(one) == repr(other)
+    for first, second in zip(evaluate(one)[0], evaluate(other)[0], strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+def test_the_generator_reaches_every_kind_of_node_and_quantizer():
+    nodes = [node for seed in range(300) for node in grow(Seeded(seed)).nodes]
+    kinds = {node.kind for node in nodes}
+    assert {"add", "concat", "average_pool", "max_pool", "dense", "flatten", "batch_norm", "tanh"} <= kinds
+    forms = {node.attributes["form"] for node in nodes if node.kind == "quantizer"}
+    assert forms == {"sign", "greater", "descending", "three", "unsigned", "signed", "floor", "odd"}
+    assert any(node.kind == "conv" and node.attributes["groups"] > 1 for node in nodes)
