@@ -49,9 +49,11 @@ import numpy as np
 from tvmq.errors import InputError
 
 __all__ = [
+    "BasisTerms",
     "BitPlanes",
     "DotTerms",
     "Encoding",
+    "basis_terms",
     "border_classes",
     "constant_terms",
     "dot",
@@ -193,6 +195,26 @@ class Encoding:
         return cls(np.asarray(basis, np.float64), np.asarray(offset, np.float64))
 
     @classmethod
+    def of_basis_levels(cls, levels: Sequence[float] | np.ndarray) -> tuple[Encoding, np.ndarray] | None:
+        """A learned encoding of levels that are the sums of all subsets of a few positive numbers, above the first.
+
+        Parameters
+        ----------
+        levels : ascending floats
+            2, 4, 8 or 16 of them.
+
+        Returns
+        -------
+        (Encoding, uint8 array) or None
+            The code of each level; None when there is no such basis.
+        """
+        levels = np.asarray(levels, np.float64)
+        found = _subset_basis(levels - levels[0], 1e-6 * np.abs(levels).max())
+        if found is None or 2 ** len(found[0]) != len(levels):
+            return None
+        return cls.learned(found[0], levels[0]), found[1]
+
+    @classmethod
     def of_levels(cls, levels: Sequence[float] | np.ndarray) -> tuple[Encoding, np.ndarray] | None:
         """An integer encoding whose values are the given equispaced levels.
 
@@ -286,6 +308,38 @@ class BitPlanes:
                 shared = scale[0] if np.all(scale == scale[0]) else scale
                 best = cls(codes.reshape(array.shape), dataclasses.replace(encoding, scale=np.float32(shared)))
         return best
+
+    @classmethod
+    def of_basis_values(cls, array: np.ndarray) -> BitPlanes | None:
+        """Bit planes of a tensor whose levels in each output channel are ``sum_j v_j e_j`` with signs e_j.
+
+        Parameters
+        ----------
+        array : float32 of shape (O, ...)
+
+        Returns
+        -------
+        BitPlanes or None
+            With one learned basis per channel, of at most four planes; None if a channel has more levels, or its
+            smallest and largest are not opposite.
+        """
+        rows = array.reshape(len(array), -1).astype(np.float64)
+        if not rows.size or not np.isfinite(rows).all():
+            return None
+        bases, codes = np.zeros((len(rows), MAX_BASIS)), np.zeros(rows.shape, np.uint8)
+        for channel, row in enumerate(rows):
+            levels, positions = np.unique(row, return_inverse=True)
+            tolerance = 1e-6 * np.abs(levels).max()
+            if len(levels) > 2**MAX_BASIS or abs(levels[0] + levels[-1]) > tolerance:
+                return None
+            found = _subset_basis(levels - levels[0], tolerance)
+            if found is None:
+                return None
+            bases[channel, : len(found[0])] = found[0]
+            codes[channel] = found[1][positions.reshape(-1)]
+        planes = max(1, int(np.flatnonzero(bases.any(axis=0)).max(initial=0)) + 1)
+        basis = bases[:, :planes]
+        return cls(codes.reshape(array.shape), Encoding.learned(basis, -basis.sum(axis=1) / 2))
 
 
 @dataclass(frozen=True)
@@ -430,6 +484,74 @@ def dot(x: BitPlanes, w: BitPlanes) -> np.ndarray:
     for j in range(len(packed_w)):
         total += xo * b[..., j] * count_w[j]
     return total + length * xo * wo
+
+
+MAX_BASIS = 4
+
+
+def _subset_basis(levels: np.ndarray, tolerance: float) -> tuple[np.ndarray, np.ndarray] | None:
+    """A basis of positive floats whose subset sums contain the ascending levels, and each level's code.
+
+    The smallest level that is no sum of the basis so far must be its next element.
+    """
+    basis: list[float] = []
+    sums = np.zeros(1)
+    while True:
+        distance = np.abs(levels[:, None] - sums[None, :])
+        missing = distance.min(axis=1) > tolerance
+        if not missing.any():
+            return np.array(basis), distance.argmin(axis=1).astype(np.uint8)
+        if len(basis) == MAX_BASIS:
+            return None
+        basis.append(float(levels[missing.argmax()]))
+        sums = np.concatenate([sums, sums + basis[-1]])
+
+
+@dataclass(frozen=True, eq=False)
+class BasisTerms:
+    """A product of learned encodings as weighted sums of exact integers.
+
+    ``y = sum_j weight_basis[j] * (sum_i activation_basis[i] * S_ij)``, where ``S_ij`` is ``|X_i & W_j|`` for "and" and
+    ``|W_j| - |X_i ^ W_j| = sum_k X_ik (2 W_jk - 1)`` for "xor": bits of ±1, as in LQ-Nets.
+
+    Attributes
+    ----------
+    combine : {"xor", "and"}
+    activation_basis : float32 of shape (P,)
+    weight_basis : float32 of shape (Pw, O)
+    """
+
+    combine: str
+    activation_basis: np.ndarray
+    weight_basis: np.ndarray
+
+
+def basis_terms(x: Encoding, w: Encoding, channels: int) -> BasisTerms | None:
+    """How to multiply codes when an encoding is learned, or its coefficients differ per output channel.
+
+    Parameters
+    ----------
+    x, w : Encoding
+        Activations whose code 0 is the number 0, and weights.
+    channels : int
+        Output channels O.
+
+    Returns
+    -------
+    BasisTerms or None
+        None if code 0 of the activations is not 0, or the weights are neither symmetric around 0 nor 0 at code 0.
+    """
+    if x.coefficients.ndim != 1 or np.any(x.offset != 0):
+        return None
+    scale = np.broadcast_to(w.scale.astype(np.float64), (channels,))
+    rows = np.broadcast_to(w.coefficients, (channels, w.planes)) * scale[:, None]
+    offset = np.broadcast_to(w.offset, (channels,)) * scale
+    activation = (x.coefficients * x.scale.astype(np.float64)).astype(np.float32)
+    if not offset.any():
+        return BasisTerms("and", activation, rows.T.astype(np.float32))
+    if np.all(np.abs(offset + rows.sum(axis=1) / 2) <= 1e-6 * np.abs(rows).sum(axis=1)):
+        return BasisTerms("xor", activation, (rows.T / 2).astype(np.float32))
+    return None
 
 
 MAX_MULTIPLE = 128

@@ -29,13 +29,15 @@ from tvm import relax, tirx
 from tvm.ir import Call, GenericConst, Op, TupleType, make_node, register_op_attr
 
 from tvmq import errors
-from tvmq.bitplanes import Encoding
+from tvmq.bitplanes import BasisTerms, Encoding
 from tvmq.kernels.packing import pack_activations, unpack_activations
 from tvmq.kernels.workload import Conv2dWorkload, Integer, Thresholds
 
 __all__ = [
     "REFERENCES",
     "affine",
+    "basis_conv2d",
+    "basis_dense",
     "bitpack",
     "bitserial_conv2d",
     "bitunpack",
@@ -220,13 +222,17 @@ def conv2d(
 
 
 def _conv2d_type(call: Call) -> relax.TensorType:
+    return relax.TensorType(_shape_of_conv2d(call), "int32")
+
+
+def _shape_of_conv2d(call: Call) -> list:
     batch, _, height, width = _shape(call.args[0])
     channels, _, kernel_height, kernel_width = _shape(call.args[1])
     strides, dilation = _integers(call.attrs["strides"]), _integers(call.attrs["dilation"])
     top, left, bottom, right = _integers(call.attrs["padding"])
     rows = _window_output(height, kernel_height, strides[0], top, bottom, dilation[0])
     columns = _window_output(width, kernel_width, strides[1], left, right, dilation[1])
-    return relax.TensorType([batch, channels, rows, columns], "int32")
+    return [batch, channels, rows, columns]
 
 
 def _windows(x: np.ndarray, kernel: tuple[int, int], attrs: Any, fill: int = 0) -> np.ndarray:
@@ -283,6 +289,82 @@ _define(
     "dense",
     lambda call: relax.TensorType([_shape(call.args[0])[0], _shape(call.args[1])[0]], "int32"),
     _dense_reference,
+)
+
+
+def basis_conv2d(
+    x: relax.Expr,
+    w: relax.Expr,
+    terms: BasisTerms,
+    strides: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0, 0, 0),
+    dilation: Sequence[int] = (1, 1),
+) -> Call:
+    """Convolution of codes in learned bases; padding is the real number zero.
+
+    Parameters
+    ----------
+    x : uint8 codes of shape (N, C, H, W)
+    w : uint8 codes of shape (O, C, KH, KW)
+    terms : BasisTerms
+    strides, dilation : (int, int)
+    padding : (top, left, bottom, right)
+
+    Returns
+    -------
+    Call of type float32, shape (N, O, OH, OW)
+
+    Notes
+    -----
+    The integers S_ij are exact; the sums over i, then j, are in that order, in fused multiply-adds from 0 on.
+    """
+    return _call(
+        "basis_conv2d",
+        [x, w, constant(terms.activation_basis), constant(terms.weight_basis)],
+        combine=terms.combine,
+        strides=_integers(strides),
+        padding=_integers(padding),
+        dilation=_integers(dilation),
+    )
+
+
+def _basis_product(call: Call, matrix: np.ndarray, w: np.ndarray, *bases: np.ndarray) -> np.ndarray:
+    """(M, K) times (O, K) codes to float32 (M, O)."""
+    activation_basis, weight_basis = bases
+    signed = str(call.attrs["combine"]) == "xor"
+    result = np.zeros((len(matrix), len(w)), np.float32)
+    for j, weights in enumerate(weight_basis):
+        plane = ((w >> np.uint8(j)) & np.uint8(1)).astype(np.int8)
+        bits = 2 * plane - 1 if signed else plane
+        total = np.full(result.shape, np.float32(-0.0))
+        for i, activation in enumerate(activation_basis):
+            sums = _exact_product((matrix >> np.uint8(i)) & np.uint8(1), bits.T).astype(np.float32)
+            total = fused_multiply_add(sums, activation, total)
+        result = fused_multiply_add(total, weights, result)
+    return result
+
+
+def _basis_conv2d_reference(call: Call, x: np.ndarray, w: np.ndarray, *bases: np.ndarray) -> np.ndarray:
+    windows = _windows(x, pair(w.shape[2:]), call.attrs)
+    batch, _, rows, columns = windows.shape[:4]
+    matrix = windows.transpose(0, 2, 3, 1, 4, 5).reshape(batch * rows * columns, -1)
+    product = _basis_product(call, matrix, w.reshape(len(w), -1), *bases)
+    return np.ascontiguousarray(product.reshape(batch, rows, columns, len(w)).transpose(0, 3, 1, 2))
+
+
+_define("basis_conv2d", lambda call: relax.TensorType(_shape_of_conv2d(call), "float32"), _basis_conv2d_reference)
+
+
+def basis_dense(x: relax.Expr, w: relax.Expr, terms: BasisTerms) -> Call:
+    """Matrix product of codes (N, K) and (O, K) in learned bases, float32; see :func:`basis_conv2d`."""
+    bases = [constant(terms.activation_basis), constant(terms.weight_basis)]
+    return _call("basis_dense", [x, w, *bases], combine=terms.combine)
+
+
+_define(
+    "basis_dense",
+    lambda call: relax.TensorType([_shape(call.args[0])[0], _shape(call.args[1])[0]], "float32"),
+    _basis_product,
 )
 
 

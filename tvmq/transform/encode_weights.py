@@ -55,7 +55,7 @@ class _Encoder(BindingRewriter):
             return weight
         if is_matmul and not transposed:
             array = np.ascontiguousarray(array.T)
-        planes = BitPlanes.of_values(array)
+        planes = BitPlanes.of_values(array) or BitPlanes.of_basis_values(array)
         if planes is None:
             return weight
         dequantized = self.emit(

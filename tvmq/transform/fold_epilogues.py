@@ -50,6 +50,7 @@ from tvm import relax
 from tvm.ir import Call
 
 from tvmq import dialect
+from tvmq.bitplanes import basis_terms
 from tvmq.dialect import constant_array, constant_value, encoding_of, is_call
 from tvmq.errors import ModelError
 from tvmq.transform.floats import LARGEST_KEY, SMALLEST_KEY, float_of_key
@@ -177,16 +178,23 @@ class _Folder(BindingRewriter):
             return None
         codes = constant_value(weight.args[0])
         x, w = encoding_of(data), encoding_of(weight)
-        if codes is None or not (x.is_integer and w.is_integer) or x.coefficients.ndim + w.coefficients.ndim > 2:
+        attrs = call.attrs
+        if codes is None:
             return None
-        if is_dense:
-            accumulator = dialect.dense(data.args[0], weight.args[0], x, w)
-        else:
-            attrs = call.attrs
-            if int(attrs["groups"]) != 1 or (attrs["data_layout"], attrs["kernel_layout"]) != ("NCHW", "OIHW"):
+        if not is_dense and (
+            int(attrs["groups"]) != 1 or (attrs["data_layout"], attrs["kernel_layout"]) != ("NCHW", "OIHW")
+        ):
+            return None
+        geometry = () if is_dense else (attrs["strides"], attrs["padding"], attrs["dilation"])
+        operands = (data.args[0], weight.args[0])
+        if not (x.is_integer and w.is_integer) or x.coefficients.ndim + w.coefficients.ndim > 2:
+            terms = basis_terms(x, w, len(codes))
+            if terms is None:
                 return None
-            geometry = (attrs["strides"], attrs["padding"], attrs["dilation"])
-            accumulator = dialect.conv2d(data.args[0], weight.args[0], x, w, *geometry)
+            multiply = dialect.basis_dense if is_dense else dialect.basis_conv2d
+            numbers = self.emit(multiply(*operands, terms, *geometry), variable.name)
+            return _Epilogue(variable, call, numbers, Chain(variable.name, len(codes)))
+        accumulator = (dialect.dense if is_dense else dialect.conv2d)(*operands, x, w, *geometry)
         largest = [int(np.abs(e.units(np.arange(2**e.planes, dtype=np.uint8))).max()) for e in (x, w)]
         bound = int(np.prod(codes.shape[1:])) * largest[0] * largest[1]
         if bound >= 2**31 - 2:

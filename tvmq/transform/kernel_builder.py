@@ -16,7 +16,7 @@ from tvm import relax
 from tvm.ir import Call
 
 from tvmq import dialect
-from tvmq.bitplanes import BitPlanes, border_classes, constant_terms, dot_terms
+from tvmq.bitplanes import BitPlanes, DotTerms, Encoding, border_classes, constant_terms, dot_terms
 from tvmq.dialect import constant_array, is_call, pair, sides
 from tvmq.kernels.packing import pack_weights
 from tvmq.kernels.workload import Conv2dWorkload, Epilogue, Thresholds
@@ -31,18 +31,30 @@ class KernelBuilder:
 
     def __init__(self, call: Call, target: Target, epilogue: Epilogue) -> None:
         self.target, self.epilogue = target, epilogue
-        self.x, self.w = dialect.operand_encodings(call)
         codes = constant_array(call.args[1])
-        dense = is_call(call, "tvmq.dense")
+        dense = is_call(call, "tvmq.dense", "tvmq.basis_dense")
+        self.bases: list[np.ndarray] = []
+        if is_call(call, "tvmq.basis_conv2d", "tvmq.basis_dense"):
+            self.bases = [constant_array(argument) for argument in call.args[2:]]
+            self.x, self.w = (Encoding.unsigned(len(basis)) for basis in self.bases)
+            self.terms = self.pair_terms(str(call.attrs["combine"]))
+        else:
+            self.x, self.w = dialect.operand_encodings(call)
+            self.terms = dot_terms(self.x, self.w)
         self.weight = codes.reshape(*codes.shape, 1, 1) if dense else codes
         attrs = call.attrs
         self.strides = (1, 1) if dense else pair(attrs["strides"])
         self.padding = (0, 0, 0, 0) if dense else sides(attrs["padding"])
         self.dilation = (1, 1) if dense else pair(attrs["dilation"])
-        self.terms = dot_terms(self.x, self.w)
         self.divisor = math.gcd(*self.terms.class_multiplier, *self.terms.activation_multiplier)
         self.classes: list[np.ndarray] = []
         self.constant = np.zeros((1, 1, len(codes)), np.int64)
+
+    def pair_terms(self, combine: str) -> DotTerms:
+        """A sum of its own for every pair of planes, which learned bases weigh."""
+        pairs = np.arange(self.x.planes * self.w.planes).reshape(self.x.planes, self.w.planes)
+        sign = -1 if combine == "xor" else 1
+        return DotTerms(combine, tuple(map(tuple, pairs.tolist())), (sign,) * pairs.size, (0,) * self.x.planes)
 
     @property
     def kernel(self) -> tuple[int, int]:
@@ -82,6 +94,8 @@ class KernelBuilder:
 
     def find_constants(self, size: Sequence[int]) -> None:
         """The constant of every border class and output channel, and the class of every row and column."""
+        if self.bases:
+            return  # zero bits are the number zero in learned bases
         top, left, bottom, right = self.padding
         axes = [
             border_classes(size[axis], self.kernel[axis], self.strides[axis], sides, self.dilation[axis])
@@ -172,14 +186,27 @@ class KernelBuilder:
         """The epilogue's constants as the kernel reads them, padded to whole vectors."""
         if isinstance(self.epilogue, Thresholds):
             return [self.kernel_thresholds(arrays[0], surplus)]
+        if self.bases:
+            return [*self.basis_constants(surplus), *self.limits(arrays, surplus)]
         bias = np.pad(self.constant, ((0, 0), (0, 0), (0, surplus))).astype(np.int32)
         padded = [bias, *(np.pad(array, (0, surplus)).astype(np.float32) for array in arrays[:2])]
-        if len(arrays) > 2:
-            direction, thresholds = arrays[2:]
-            padded.append(np.pad(direction, (0, surplus), constant_values=1).astype(np.float32))
-            limits = np.pad(thresholds, ((0, 0), (0, surplus)), constant_values=np.inf)
-            padded.append(limits.astype(np.float32))
-        return padded
+        return [*padded, *self.limits(arrays[2:], surplus)]
+
+    @staticmethod
+    def limits(arrays: list[np.ndarray], surplus: int) -> list[np.ndarray]:
+        """Direction and thresholds of floats, if there are any."""
+        if not arrays:
+            return []
+        direction = np.pad(arrays[0], (0, surplus), constant_values=1).astype(np.float32)
+        return [direction, np.pad(arrays[1], ((0, 0), (0, surplus)), constant_values=np.inf).astype(np.float32)]
+
+    def basis_constants(self, surplus: int) -> list[np.ndarray]:
+        """base, activation basis, weight basis and bias of :class:`tvmq.kernels.workload.Float`."""
+        bits = BitPlanes(self.weight, self.w).planes.sum(axis=(2, 3, 4), dtype=np.int32)
+        base = bits if self.terms.combine == "xor" else np.zeros_like(bits)
+        columns = ((0, 0), (0, surplus))
+        bias = np.zeros((1, 1, self.weight.shape[0] + surplus), np.float32)
+        return [np.pad(base, columns), self.bases[0], np.pad(self.bases[1], columns), bias]
 
     def kernel_thresholds(self, thresholds: np.ndarray, surplus: int) -> np.ndarray:
         """Thresholds (T, O) on s as thresholds (T, RC, CC, Opad) on the kernel's v."""

@@ -69,15 +69,23 @@ class _Flattened:
 
 @dataclass(frozen=True, eq=False)
 class _Product:
-    """An integer convolution or dense layer that waits for its epilogue."""
+    """A convolution or dense layer of codes that waits for its epilogue."""
 
     variable: relax.Var
     call: Call
 
+    @property
+    def is_dense(self) -> bool:
+        return is_call(self.call, "tvmq.dense", "tvmq.basis_dense")
+
+    @property
+    def channels(self) -> int:
+        return int(self.call.args[1].ty.shape[0])
+
 
 @dataclass(frozen=True, eq=False)
 class _Number:
-    """``tvmq.affine`` of a convolution that waits for the sum it is an operand of."""
+    """Floats of a convolution that wait for the sum they are an operand of; see :meth:`_Lowerer.floats`."""
 
     variable: relax.Var
     product: _Product
@@ -107,6 +115,8 @@ class _Lowerer(BindingRewriter):
             return self.operand(value)
         if is_call(value, "tvmq.conv2d", "tvmq.dense"):
             return _Product(variable, value)
+        if is_call(value, "tvmq.basis_conv2d", "tvmq.basis_dense"):
+            return self.floats(variable, _Product(variable, value), [])
         source = self.operand(value.args[0]) if isinstance(value, Call) and value.args else None
         if is_call(value, "tvmq.threshold") and isinstance(source, _Product):
             return self.threshold(variable, value, source)
@@ -140,12 +150,18 @@ class _Lowerer(BindingRewriter):
         planes = max(1, int(codes.max()).bit_length())
         epilogue = Thresholds(len(thresholds), tuple(codes.tolist()), planes)
         words = self.kernel(variable.name, product, epilogue, [thresholds])
-        return _Packed(words, thresholds.shape[1], is_call(product.call, "tvmq.dense"))
+        return _Packed(words, product.channels, product.is_dense)
 
     def affine(self, variable: relax.Var, call: Call, product: _Product) -> relax.Var | _Number | _Image:
-        constants = [constant_array(argument) for argument in call.args[1:]]
-        if is_call(product.call, "tvmq.dense"):
-            result = self.kernel(f"{variable.name}_nhwc", product, Affine(), constants)
+        return self.floats(variable, product, [constant_array(argument) for argument in call.args[1:]])
+
+    def floats(
+        self, variable: relax.Var, product: _Product, constants: list[np.ndarray]
+    ) -> relax.Var | _Number | _Image:
+        """The floats of a product: scaled by ``constants``, or as its learned bases weigh them if there are none."""
+        if product.is_dense:
+            epilogue = Affine() if constants else Float("basis", False, True, None)
+            result = self.kernel(f"{variable.name}_nhwc", product, epilogue, constants)
             return self.as_channels_first(variable.name, result, product)
         number = _Number(variable, product, constants)
         users = self.users[variable]
@@ -179,14 +195,15 @@ class _Lowerer(BindingRewriter):
             constants += [direction, limits]
             thresholds = Thresholds(len(limits), tuple(codes.tolist()), max(1, int(codes.max()).bit_length()))
         store = len(users) > len(quantizers[:1])
-        plain = shortcut is None and thresholds is None
-        epilogue = Affine() if plain else Float("affine", shortcut is not None, store or not quantizers, thresholds)
+        combine = "affine" if number.constants else "basis"
+        plain = shortcut is None and thresholds is None and combine == "affine"
+        epilogue = Affine() if plain else Float(combine, shortcut is not None, store or not quantizers, thresholds)
         result = self.kernel(f"{variable.name}_nhwc", number.product, epilogue, constants, shortcut)
         if not quantizers:
             return _Image(variable, result)
         words = self.emit(relax.TupleGetItem(result, 1), f"{variable.name}_words") if store else result
         floats = self.emit(relax.TupleGetItem(result, 0), f"{variable.name}_floats") if store else None
-        return _Image(variable, floats, {quantizers[0][0]: _Packed(words, len(number.constants[0]))})
+        return _Image(variable, floats, {quantizers[0][0]: _Packed(words, number.product.channels)})
 
     def channels_last(self, value: Any) -> relax.Var:
         """A float tensor (N, H, W, C)."""
@@ -198,7 +215,7 @@ class _Lowerer(BindingRewriter):
         return self.emit(relax.op.permute_dims(floats, [0, 2, 3, 1]), "shortcut")
 
     def as_channels_first(self, name: str, result: relax.Var, product: _Product) -> relax.Var:
-        if is_call(product.call, "tvmq.conv2d"):
+        if not product.is_dense:
             return self.emit(dialect.channels_first(result), name)
         _, _, samples, channels = result.ty.shape
         return self.emit(relax.op.reshape(result, [samples, channels]), name)
@@ -241,7 +258,7 @@ class _Lowerer(BindingRewriter):
         source = self.operand(product.call.args[0])
         words, workload = self.packed_operand(source, builder)
         result = self.emit(builder.call(words, workload, arrays, product.variable.name, shortcut), name)
-        if not is_call(product.call, "tvmq.dense") or workload.kernel == (1, 1):
+        if not product.is_dense or workload.kernel == (1, 1):
             return result
         # A dense layer over a whole image: the samples move to where other dense layers have them.
         samples, _, _, *rest = result.ty.shape

@@ -13,7 +13,8 @@ After::
 A chain of elementwise operations with scalar constants is a function of one float.  If one of them is a step (a
 comparison, a rounding) and all are monotone, the chain is a staircase, and its steps are found by bisection over *all*
 float32 numbers in order: the thresholds are exact for every input, rounding of the chain's own arithmetic included.
-Chains without a step, with more than 256 levels, or with levels that are not equispaced are left alone.
+Chains without a step, with more than 256 levels, or with levels that are neither equispaced nor
+the subset sums of a learned basis are left alone.
 """
 
 from __future__ import annotations
@@ -150,7 +151,8 @@ class _Recognizer(BindingRewriter):
             return None
         thresholds, levels = steps
         descending = levels[0] > levels[-1]
-        encoded = Encoding.of_levels(levels[::-1] if descending else levels)
+        ascending = levels[::-1] if descending else levels
+        encoded = Encoding.of_levels(ascending) or Encoding.of_basis_levels(ascending)
         if encoded is None:
             return None
         encoding, codes = encoded

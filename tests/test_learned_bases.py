@@ -1,0 +1,107 @@
+"""Learned bases, one per output channel for weights and one per layer for activations, from torch to the library."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import tvmq
+from tvmq.bitplanes import BitPlanes, Encoding, basis_terms
+
+ACTIVATION_BASES = {1: [0.7], 2: [0.4, 1.1], 3: [0.3, 0.55, 1.3]}
+
+
+class Quantize(nn.Module):
+    """LQ-Nets' activation quantizer with a frozen basis: levels are subset sums, thresholds their midpoints."""
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        codes = np.arange(2**bits)
+        basis = np.array(ACTIVATION_BASES[bits])
+        self.levels = np.sort(((codes[:, None] >> np.arange(bits)) & 1) @ basis).astype(np.float32)
+        self.thresholds = (self.levels[1:] + self.levels[:-1]) / 2
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result = torch.where(x > float(self.thresholds[0]), float(self.levels[1]), float(self.levels[0]))
+        for threshold, level in zip(self.thresholds[1:], self.levels[2:], strict=True):
+            result = torch.where(x > float(threshold), float(level), result)
+        return result
+
+
+def learned_weight(random: np.random.Generator, bits: int, *shape: int) -> torch.Tensor:
+    """Signs times a basis of each output channel."""
+    basis = random.uniform(0.5, 1, (shape[0], bits)) * 1.7 ** np.arange(bits)
+    signs = random.choice([-1.0, 1.0], (*shape, bits))
+    return torch.tensor((signs * basis.reshape(shape[0], *[1] * (len(shape) - 1), bits)).sum(-1).astype(np.float32))
+
+
+class Network(nn.Module):
+    """Two convolutions and a dense layer, with a residual sum."""
+
+    def __init__(self, weight_bits: int, activation_bits: int) -> None:
+        super().__init__()
+        random = np.random.default_rng(10 * weight_bits + activation_bits)
+        torch.manual_seed(0)
+        self.quantize = Quantize(activation_bits)
+        self.weights = nn.ParameterList(
+            [
+                nn.Parameter(learned_weight(random, weight_bits, *shape))
+                for shape in ((20, 20, 3, 3), (20, 20, 3, 3), (10, 20 * 36))
+            ]
+        )
+        self.norm = nn.BatchNorm2d(20)
+        nn.init.normal_(self.norm.weight)
+        self.norm.running_var.fill_(200.0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu(self.norm(torch.conv2d(self.quantize(x), self.weights[0], padding=1)))
+        y = torch.conv2d(self.quantize(y), self.weights[1], padding=1) * 0.05 + x
+        return torch.nn.functional.linear(self.quantize(torch.relu(y)).flatten(1), self.weights[2])
+
+
+@pytest.mark.parametrize("weight_bits", [2, 3])
+@pytest.mark.parametrize("activation_bits", [1])
+def test_learned_bases_are_packed_and_exact(weight_bits, activation_bits):
+    net = Network(weight_bits, activation_bits).eval()
+    x = torch.randn(2, 20, 6, 6, generator=torch.Generator().manual_seed(1))
+    model = tvmq.load(net, (x,))
+    bundle = tvmq.compile(model, check_inputs=[x.numpy()], verify=True)
+    golden = model.run(x.numpy())[0]
+    np.testing.assert_array_equal(bundle.run(x.numpy())[0], golden)
+    np.testing.assert_allclose(golden, net(x).detach().numpy(), rtol=1e-4, atol=1e-3)
+    rows = bundle.layers("host")
+    assert [(row["weight_bits"], row["activation_bits"]) for row in rows] == [(weight_bits, activation_bits)] * 3
+    assert all(row["kernel"].startswith("bitserial") for row in rows)
+
+
+def test_learned_bases_under_emulation():
+    net = Network(2, 2).eval()
+    x = torch.randn(1, 20, 6, 6, generator=torch.Generator().manual_seed(1))
+    model = tvmq.load(net, (x,))
+    for target in ("raspberry-pi-4", "raspberry-pi-3-32"):
+        bundle = tvmq.compile(model, target, check_inputs=[x.numpy()])
+        np.testing.assert_array_equal(bundle.run_emulated(target, x.numpy())[0], model.run(x.numpy())[0])
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_a_basis_per_channel_is_recovered_from_its_levels(bits):
+    weight = learned_weight(np.random.default_rng(bits), bits, 6, 2000).numpy()
+    found = BitPlanes.of_basis_values(weight)
+    assert found.encoding.planes == bits
+    np.testing.assert_allclose(found.dense(), weight, rtol=1e-5, atol=1e-6)
+    assert basis_terms(Encoding.unsigned(2), found.encoding, 6).combine == "xor"
+
+
+def test_levels_without_a_basis_are_not_recognised():
+    random = np.random.default_rng(0)
+    assert BitPlanes.of_basis_values(random.normal(size=(3, 40)).astype(np.float32)) is None
+    assert BitPlanes.of_basis_values(np.array([[-1.0, 0.3, 0.9]], np.float32)) is None
+    assert Encoding.of_basis_levels([0.0, 1.0, 2.5, 9.0]) is None
+    assert Encoding.of_basis_levels([0.0, 1.0, 2.5]) is None
+
+
+def test_activations_whose_code_zero_is_not_zero_have_no_basis_product():
+    learned = Encoding.learned(np.array([[1.0, 2.5]]), np.array([-1.75]))
+    assert basis_terms(Encoding.binary(), learned, 1) is None
