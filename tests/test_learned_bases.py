@@ -24,9 +24,10 @@ class Quantize(nn.Module):
         self.thresholds = (self.levels[1:] + self.levels[:-1]) / 2
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        result = torch.where(x > float(self.thresholds[0]), float(self.levels[1]), float(self.levels[0]))
-        for threshold, level in zip(self.thresholds[1:], self.levels[2:], strict=True):
-            result = torch.where(x > float(threshold), float(level), result)
+        steps = np.diff(self.levels)
+        result = torch.where(x > float(self.thresholds[0]), float(steps[0]), 0.0)
+        for threshold, step in zip(self.thresholds[1:], steps[1:], strict=True):
+            result = result + torch.where(x > float(threshold), float(step), 0.0)
         return result
 
 
@@ -62,7 +63,7 @@ class Network(nn.Module):
 
 
 @pytest.mark.parametrize("weight_bits", [2, 3])
-@pytest.mark.parametrize("activation_bits", [1])
+@pytest.mark.parametrize("activation_bits", [1, 2, 3])
 def test_learned_bases_are_packed_and_exact(weight_bits, activation_bits):
     net = Network(weight_bits, activation_bits).eval()
     x = torch.randn(2, 20, 6, 6, generator=torch.Generator().manual_seed(1))

@@ -83,7 +83,7 @@ class Node:
 
     def __repr__(self) -> str:
         shown = {
-            key: f"array{value.shape}" if isinstance(value, np.ndarray) and value.size > 8 else value
+            key: f"array{value.shape}" if isinstance(value, np.ndarray) else value
             for key, value in self.attributes.items()
         }
         return f"{self.kind}{self.inputs} -> {self.shape} {shown}"
@@ -109,6 +109,10 @@ class Network:
     def __repr__(self) -> str:
         lines = [f"  {index}: {node}" for index, node in enumerate(self.nodes)]
         return "\n".join(["Network", *lines, f"  outputs {self.outputs}, batch {len(self.data)}"])
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """How hypothesis shows a failing example: without the arrays."""
+        printer.text(repr(self))
 
 
 # --- growing ----------------------------------------------------------------------------------------------------

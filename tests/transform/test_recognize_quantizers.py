@@ -204,3 +204,56 @@ def test_staircase_finds_the_exact_thresholds(offset, random):
 
 def test_staircase_gives_up_on_smooth_functions():
     assert staircase(np.tanh) is None
+
+
+def test_sums_of_steps_that_rise_are_one_staircase():
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(x: R.Tensor((2, 3), "float32")):
+            with R.dataflow():
+                a = R.where(R.greater(x, R.const(0.5)), R.const(1.0), R.const(0.0))
+                b = R.where(R.greater(x, R.const(1.5)), R.const(1.0), R.const(0.0))
+                c = R.exp(R.add(a, b))
+                R.output(c)
+            return c
+
+    after = RecognizeQuantizers()(Before)
+    assert after.script(show_meta=False).count("tvmq.quantize") == 1
+    x = np.array([[0.5, np.nextafter(np.float32(0.5), np.float32(1)), 1.5], [2, -1, 0]], np.float32)
+    np.testing.assert_array_equal(golden.interpret(after, [x])[0], golden.interpret(Before, [x])[0])
+
+
+def test_a_sum_of_a_step_up_and_a_step_down_is_not():
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(x: R.Tensor((2, 3), "float32")):
+            with R.dataflow():
+                a = R.where(R.greater(x, R.const(0.5)), R.const(1.0), R.const(0.0))
+                b = R.where(R.less(x, R.const(1.5)), R.const(1.0), R.const(0.0))
+                c = R.exp(R.add(a, b))
+                R.output(c)
+            return c
+
+    after = RecognizeQuantizers()(Before)
+    assert after.script(show_meta=False).count("tvmq.quantize") == 2  # each step alone
+
+
+def test_a_reciprocal_is_not_monotone(assert_same):
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(x: R.Tensor((2, 3), "float32")):
+            with R.dataflow():
+                a = R.divide(R.const(1.0), x)
+                b = R.greater_equal(a, R.const(0.5))
+                c = R.where(b, R.const(1.0), R.const(-1.0))
+                d = R.exp(c)
+                R.output(d)
+            return d
+
+    after = RecognizeQuantizers()(Before)
+    assert "R.divide" in after.script(show_meta=False)
+    x = np.array([[-5, -0.1, 0.1], [1.0, 2.0, 3.0]], np.float32)
+    np.testing.assert_array_equal(golden.interpret(after, [x])[0], golden.interpret(Before, [x])[0])

@@ -11,10 +11,10 @@ After::
     b = tvmq.dequantize(q, coefficients, offset, scale)
 
 A chain of elementwise operations with scalar constants is a function of one float.  If one of them is a step (a
-comparison, a rounding) and all are monotone, the chain is a staircase, and its steps are found by bisection over *all*
-float32 numbers in order: the thresholds are exact for every input, rounding of the chain's own arithmetic included.
-Chains without a step, with more than 256 levels, or with levels that are neither equispaced nor
-the subset sums of a learned basis are left alone.
+comparison, a rounding) and all are monotone, the chain is a staircase, and so is the sum of two that rise.  Its steps
+are found by bisection over *all* float32 numbers in order: the thresholds are exact for every input, rounding of the
+chain's own arithmetic included.  Chains without a step, with more than 256 levels, or with levels that are neither
+equispaced nor the subset sums of a learned basis are left alone.
 """
 
 from __future__ import annotations
@@ -83,55 +83,91 @@ def staircase(function: Any, most: int = 2**MAX_PLANES) -> tuple[np.ndarray, np.
 
 @dataclass(frozen=True)
 class _Scalar:
-    """A value that is a function of one float of ``source``: the operations from there to here."""
+    """A value that is a monotone function of one float of ``source``: the operations from there to here.
+
+    ``root`` is the source in the old function, ``direction`` 1 or -1 as the function rises or falls.
+    """
 
     variable: relax.Var
     value: Call
     source: relax.Expr
+    root: relax.Var
     operations: tuple[tuple[relax.Var, Call], ...]
+    direction: int
 
     @property
     def has_step(self) -> bool:
         return any(is_call(call, *STEPS) for _, call in self.operations)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        previous: relax.Expr | None = None
-        result: Any = x
+        values = {self.root: x}
         for variable, call in self.operations:
-            operand = next(argument for argument in call.args if isinstance(argument, relax.Var))
-            assert previous is None or operand.same_as(previous)
+            operands = {argument: values[argument] for argument in call.args if isinstance(argument, relax.Var)}
             with np.errstate(all="ignore"):
-                result = np.asarray(evaluate(call, {operand: result})).reshape(x.shape)
-            previous = variable
-        return result
+                values[variable] = np.asarray(evaluate(call, operands)).reshape(x.shape)
+        return values[self.variable]
 
 
-def _is_scalar_constant(expr: Any) -> bool:
+def _scalar_constant(expr: Any) -> float | None:
     array = constant_value(expr)
-    return array is not None and array.size == 1
+    return None if array is None or array.size != 1 else float(array.reshape(()))
 
 
-def _is_scalar_operation(call: Any) -> bool:
-    if not is_call(call, *STEPS, *SMOOTH):
-        return False
-    tensors = [argument for argument in call.args if isinstance(argument, relax.Var)]
-    others = [argument for argument in call.args if not isinstance(argument, relax.Var)]
-    if is_call(call, "relax.where") and not isinstance(call.args[0], relax.Var):
-        return False
+def _direction(call: Call) -> int:
+    """How an operation runs in its operands that are not constants: 1, -1, or 0 if it is not known to be monotone."""
+    name = str(call.op.name).removeprefix("relax.")
+    tensors = [isinstance(argument, relax.Var) for argument in call.args]
+    constants = [_scalar_constant(argument) for argument in call.args]
     # Shapes and dtypes are attributes; clip's bounds are primitive values, not tensors.
-    constants = [argument for argument in others if constant_value(argument) is not None]
-    return len(tensors) == 1 and all(_is_scalar_constant(argument) for argument in constants)
+    arrays = [constant_value(argument) is not None for argument in call.args]
+    if any(array and constant is None for array, constant in zip(arrays, constants, strict=True)):
+        return 0  # a constant per channel
+    if sum(tensors) == 2:
+        return 1 if name in ("add", "maximum", "minimum") else 0
+    if sum(tensors) != 1:
+        return 0
+    if name in ("less", "less_equal"):
+        return -1 if tensors[0] else 1
+    if name in ("greater", "greater_equal", "subtract"):
+        return 1 if tensors[0] else -1
+    if name == "negative":
+        return -1
+    if name == "multiply":
+        return _sign(constants[1] if tensors[0] else constants[0])
+    if name == "divide":
+        return _sign(constants[1]) if tensors[0] else 0
+    if name == "where":
+        high, low = constants[1:]
+        return 0 if high is None or low is None else _sign(high - low)
+    return 1
+
+
+def _sign(number: float | None) -> int:
+    return 0 if number is None else int(np.sign(number))
 
 
 class _Recognizer(BindingRewriter):
     def bind(self, variable: relax.Var, value: relax.Expr) -> Any:
-        if _is_scalar_operation(value):
-            operand = next(argument for argument in value.args if isinstance(argument, relax.Var))
-            before = self.values.get(operand, operand)
-            if isinstance(before, _Scalar):
-                return _Scalar(variable, value, before.source, (*before.operations, (variable, value)))
-            return _Scalar(variable, value, before, ((variable, value),))
-        return super().bind(variable, value)
+        scalar = self.scalar(variable, value) if is_call(value, *STEPS, *SMOOTH) else None
+        return super().bind(variable, value) if scalar is None else scalar
+
+    def scalar(self, variable: relax.Var, call: Call) -> _Scalar | None:
+        """``call`` as a monotone function of one float; None if it is not one."""
+        direction = _direction(call)
+        if direction == 0:
+            return None
+        operands = [argument for argument in call.args if isinstance(argument, relax.Var)]
+        before = [self.values.get(operand, operand) for operand in operands]
+        if len(operands) == 1 and not isinstance(before[0], _Scalar):
+            return _Scalar(variable, call, before[0], operands[0], ((variable, call),), direction)
+        if not all(isinstance(operand, _Scalar) for operand in before):
+            return None
+        first = before[0]
+        if any(not other.root.same_as(first.root) or other.direction != first.direction for other in before[1:]):
+            return None  # functions of different floats, or a sum of one that rises and one that falls
+        operations = {item: step for operand in before for item, step in operand.operations}
+        steps = (*operations.items(), (variable, call))
+        return _Scalar(variable, call, first.source, first.root, steps, first.direction * direction)
 
     def materialize(self, value: Any) -> relax.Expr:
         if not isinstance(value, _Scalar):
