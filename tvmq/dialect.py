@@ -517,14 +517,18 @@ def max_pool2d(
     )
 
 
-def _max_pool2d_type(call: Call) -> relax.TensorType:
-    batch, channels, height, width = _shape(call.args[0])
-    pool, strides, dilation = (_integers(call.attrs[key]) for key in ("pool_size", "strides", "dilation"))
-    top, left, bottom, right = _integers(call.attrs["padding"])
+def _pooled_size(call: Call, height: Any, width: Any) -> list:
+    """Rows and columns of a max-pool's output."""
+    pool, strides, dilation = (pair(call.attrs[key]) for key in ("pool_size", "strides", "dilation"))
+    top, left, bottom, right = sides(call.attrs["padding"])
     ceil = bool(call.attrs["ceil_mode"])
     rows = _window_output(height, pool[0], strides[0], top, bottom, dilation[0], ceil)
-    columns = _window_output(width, pool[1], strides[1], left, right, dilation[1], ceil)
-    return relax.TensorType([batch, channels, rows, columns], "uint8")
+    return [rows, _window_output(width, pool[1], strides[1], left, right, dilation[1], ceil)]
+
+
+def _max_pool2d_type(call: Call) -> relax.TensorType:
+    batch, channels, height, width = _shape(call.args[0])
+    return relax.TensorType([batch, channels, *_pooled_size(call, height, width)], "uint8")
 
 
 def _max_pool2d_reference(call: Call, codes: np.ndarray, minimum: np.ndarray) -> np.ndarray:
@@ -895,12 +899,7 @@ def packed_max_pool2d(
 
 def _packed_max_pool2d_type(call: Call) -> relax.TensorType:
     batch, height, width, planes, words = _shape(call.args[0])
-    pool, strides, dilation = (_integers(call.attrs[key]) for key in ("pool_size", "strides", "dilation"))
-    top, left, bottom, right = _integers(call.attrs["padding"])
-    ceil = bool(call.attrs["ceil_mode"])
-    rows = _window_output(height, pool[0], strides[0], top, bottom, dilation[0], ceil)
-    columns = _window_output(width, pool[1], strides[1], left, right, dilation[1], ceil)
-    return relax.TensorType([batch, rows, columns, planes, words], call.args[0].ty.dtype)
+    return relax.TensorType([batch, *_pooled_size(call, height, width), planes, words], call.args[0].ty.dtype)
 
 
 def _packed_max_pool2d_reference(call: Call, packed: np.ndarray, flip: np.ndarray) -> np.ndarray:
