@@ -12,6 +12,7 @@ import tvm
 from tvm import relax, te, tirx
 
 from tvmq.kernels.glue import schedule_glue
+from tvmq.kernels.rounding import round_products
 from tvmq.kernels.workload import Float, Thresholds
 from tvmq.runtime.emulator import run_emulated
 from tvmq.runtime.toolchain import cached_runner, export_library
@@ -73,7 +74,8 @@ def test_glue(tiny: bool, core: Target) -> None:
     x, y = (te.placeholder((3, 5, 7), "float32", name) for name in "xy")
     product = te.compute(x.shape, lambda *index: x(*index) * y(*index), "product")
     total = te.compute(x.shape, lambda *index: product(*index) + y(*index), "total")
-    function = schedule_glue(te.create_prim_func([x, y, total]).with_attr("tirx.noalias", True), core)
+    unscheduled = te.create_prim_func([x, y, total]).with_attr("tirx.noalias", True)
+    function = schedule_glue(round_products(unscheduled), core)
     assert function is not None
     one, other = np.random.default_rng(0).standard_normal((2, 3, 5, 7)).astype(np.float32)
     other = (other * (1e-42 if tiny else 1.0)).astype(np.float32)
