@@ -733,7 +733,7 @@ def _bitserial_conv2d_type(call: Call) -> relax.TensorType | TupleType:
     workload = workload_of(call)
     batch, _, width, _, _ = _shape(call.args[0])
     # A dense layer is a 1x1 convolution over a row of samples, whose number may be symbolic.
-    columns = workload.out_width if workload.kernel != (1, 1) or workload.height != 1 else width
+    columns = width if workload.is_dense else workload.out_width
     shape = [batch, workload.out_height, columns]
     outputs = [
         relax.TensorType([*shape, workload.out_channels], dtype)
@@ -830,8 +830,7 @@ def _basis_sums(
 
 
 def _out_shape(workload: Conv2dWorkload, data: np.ndarray) -> tuple[int, int, int]:
-    dense = workload.kernel == (1, 1) and workload.height == 1
-    return data.shape[0], workload.out_height, data.shape[2] if dense else workload.out_width
+    return data.shape[0], workload.out_height, data.shape[2] if workload.is_dense else workload.out_width
 
 
 def _float_outputs(

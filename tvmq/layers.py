@@ -116,7 +116,7 @@ def _bitserial(call: Call, core: Target, warnings: list[str]) -> Layer:
             f"layer '{name}': {bits[0]}-bit weights times {bits[1]}-bit activations run at {binary:.0f} MAC/cycle on "
             f"{core.name}, where int8 could reach {int8:.0f}; fewer bits would be faster"
         )
-    operator = "dense" if workload.height == 1 and workload.kernel == (1, 1) else "conv2d"
+    operator = "dense" if workload.is_dense else "conv2d"
     weights = workload.out_channels * workload.in_channels * workload.kernel[0] * workload.kernel[1]
     stored = sum(array.nbytes for array in map(constant_value, call.args[1:]) if array is not None)
     return Layer(

@@ -343,3 +343,21 @@ def test_aligned_packed_images_are_joined_as_words():
     assert not calls(lowered, "tvmq.bitunpack")
     codes = random.integers(0, 2, (1, 64, 6, 6), dtype=np.uint8)
     np.testing.assert_array_equal(golden.interpret(lowered, [codes])[0], golden.interpret(module, [codes])[0])
+
+
+@pytest.mark.parametrize("height, width", [(1, 7), (1, 1), (7, 1)])
+def test_a_strided_pointwise_convolution_of_one_row_is_no_dense_layer(height, width):
+    random = np.random.default_rng(0)
+    builder = relax.BlockBuilder()
+    q = relax.Var("q", relax.TensorType((2, 40, height, width), "uint8"))
+    with builder.function("main", [q]):
+        with builder.dataflow():
+            weight = constant(random.integers(0, 2, (33, 40, 1, 1), dtype=np.uint8))
+            s = builder.emit(conv2d(q, weight, BINARY, BINARY, (2, 2)))
+            output = builder.emit_output(threshold(s, constant(np.zeros((1, 33), np.int32)), BITS))
+        builder.emit_func_output(output)
+    module = builder.get()
+    codes = random.integers(0, 2, (2, 40, height, width), dtype=np.uint8)
+    for target in (WIDE, BYTES):
+        lowered = LowerBitserial(target)(module)
+        np.testing.assert_array_equal(golden.interpret(lowered, [codes])[0], golden.interpret(module, [codes])[0])

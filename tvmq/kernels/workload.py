@@ -286,6 +286,11 @@ class Conv2dWorkload:
         return any(self.activation_multiplier)
 
     @property
+    def is_dense(self) -> bool:
+        """Whether this is a dense layer: one pixel here, one per sample where it is called."""
+        return self.kernel == (1, 1) and (self.height, self.width) == (1, 1)
+
+    @property
     def macs(self) -> int:
         """Multiply-accumulates of the convolution for one image, not multiplied by the planes."""
         window = self.kernel[0] * self.kernel[1] * self.in_channels
