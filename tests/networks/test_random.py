@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from .checks import Tally, check
 from .generator import Seeded, evaluate, grow
 
