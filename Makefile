@@ -19,7 +19,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py --output build/mnist-binary.tvmq
 
 test: $(VENV)/.tools $(VENV)/.torch cross-tools
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --numprocesses auto --dist worksteal
 
 lint: $(VENV)/.tools
 	$(BIN)/ruff check .

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from .checks import Tally, check
 from .generator import Drawn, Network, Seeded, evaluate, grow
 
-NETWORKS = 200
-EXAMPLES = 600
+SEEDS = 4
+NETWORKS = 50
+"""Of each seed: two hundred in all."""
+EXAMPLES = 200
 
 
 @st.composite
@@ -24,12 +26,13 @@ def random_networks(draw) -> Network:
 
 
 @pytest.mark.filterwarnings("ignore:layer .* fewer bits would be faster")
-def test_two_hundred_random_networks():
+@pytest.mark.parametrize("start", range(SEEDS))
+def test_random_networks(start):
     tally = Tally()
 
+    @seed(start)
     @settings(
         max_examples=EXAMPLES,
-        derandomize=True,
         deadline=None,
         database=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
@@ -40,21 +43,21 @@ def test_two_hundred_random_networks():
             check([network], tally)
 
     run()
-    assert tally.networks >= NETWORKS
+    assert tally.networks == NETWORKS
     assert tally.packed >= 0.7 * tally.layers
     assert tally.undecided <= 0.1 * tally.networks
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_the_generator_is_a_function_of_its_seed(seed):
-    one, other = grow(Seeded(seed)), grow(Seeded(seed))
+@pytest.mark.parametrize("number", range(20))
+def test_the_generator_is_a_function_of_its_seed(number):
+    one, other = grow(Seeded(number)), grow(Seeded(number))
     assert repr(one) == repr(other)
     for first, second in zip(evaluate(one)[0], evaluate(other)[0], strict=True):
         np.testing.assert_array_equal(first, second)
 
 
 def test_the_generator_reaches_every_kind_of_node_and_quantizer():
-    nodes = [node for seed in range(300) for node in grow(Seeded(seed)).nodes]
+    nodes = [node for number in range(300) for node in grow(Seeded(number)).nodes]
     kinds = {node.kind for node in nodes}
     assert {"add", "concat", "average_pool", "max_pool", "dense", "flatten", "batch_norm", "tanh"} <= kinds
     forms = {node.attributes["form"] for node in nodes if node.kind == "quantizer"}
