@@ -7,6 +7,7 @@ from tvm import relax
 from tvm.relax import op
 
 from tvmq.errors import InputError, ModelError
+from tvmq.frontend import load
 from tvmq.model import Model
 from tvmq.runtime.tensors import TensorSpec, check_inputs
 
@@ -74,6 +75,34 @@ def test_json_round_trip():
     tvm.ir.assert_structural_equal(again.module, model.module, map_free_vars=True)
     assert again.to_json() == model.to_json()
     np.testing.assert_array_equal(again.run(X)[0], model.run(X)[0])
+
+
+ROWS = ({"layer": "head.fc", "radius": {"min": 0.5, "max": 1.0}, "activations": None},)
+
+
+def test_quantization_travels_with_the_model(tmp_path):
+    model = Model.from_module(module_of(2), "net", ["picture"], ["y", "gram"], ROWS)
+    assert model.quantization == ROWS and model.quantization[0] is not ROWS[0]
+    assert Model.from_json(model.to_json()).quantization == ROWS
+    model.save(tmp_path / "net.tvmq")
+    assert load(tmp_path / "net.tvmq").quantization == ROWS
+    assert load(tmp_path / "net.tvmq", name="other").quantization == ROWS
+    plain = Model.from_module(module_of(2), "net")
+    assert plain.quantization == () and "quantization" not in plain.to_json()
+
+
+def test_saved_model_is_the_same_network(tmp_path):
+    model = Model.from_module(module_of(), "net", ["picture"], ["y", "gram"])
+    model.save(tmp_path / "net.tvmq")
+    again = load(tmp_path / "net.tvmq")
+    assert (again.name, again.inputs, again.outputs) == (model.name, model.inputs, model.outputs)
+    np.testing.assert_array_equal(again.run(X)[0], model.run(X)[0])
+
+
+@pytest.mark.parametrize("rows", [({"radius": np.float32(1)},), ({"error": float("nan")},), ("row",)])
+def test_quantization_must_be_plain_data(rows):
+    with pytest.raises(ModelError, match="model 'net': its quantization is not plain data"):
+        Model.from_module(module_of(2), "net", quantization=rows)
 
 
 def test_json_of_a_bare_module_takes_default_names():

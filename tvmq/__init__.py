@@ -26,7 +26,9 @@ if TYPE_CHECKING:
         UnsupportedOperatorError,
     )
     from tvmq.frontend import load
+    from tvmq.methods.gpfq_config import GPFQ
     from tvmq.methods.qnn import QNN
+    from tvmq.methods.quantize import quantize
     from tvmq.model import Model
     from tvmq.nn import prepare
     from tvmq.runtime.bundle import Bundle, load_bundle
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from tvmq.verification import verify
 
 __all__ = [
+    "GPFQ",
     "QNN",
     "Bundle",
     "BundleError",
@@ -56,6 +59,7 @@ __all__ = [
     "nn",
     "pipeline",
     "prepare",
+    "quantize",
     "targets",
     "transform",
     "verify",
@@ -63,6 +67,7 @@ __all__ = [
 
 # public name -> (module, name there); "" is the module itself
 _HOMES = {
+    "GPFQ": ("tvmq.methods.gpfq_config", "GPFQ"),
     "QNN": ("tvmq.methods.qnn", "QNN"),
     "Bundle": ("tvmq.runtime.bundle", "Bundle"),
     "BundleError": ("tvmq.errors", "BundleError"),
@@ -82,6 +87,7 @@ _HOMES = {
     "nn": ("tvmq.nn", ""),
     "pipeline": ("tvmq.transform.pipeline", "pipeline"),
     "prepare": ("tvmq.nn", "prepare"),
+    "quantize": ("tvmq.methods.quantize", "quantize"),
     "targets": ("tvmq.target", "list_targets"),
     "transform": ("tvmq.transform", ""),
     "verify": ("tvmq.verification", "verify"),

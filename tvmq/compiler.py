@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import tvm
 
-from tvmq import __version__
 from tvmq.build import build_library, stages_of
 from tvmq.errors import InputError, ModelError
 from tvmq.layers import LayerRows, layer_rows
@@ -86,11 +85,7 @@ def compile(
         libraries[core.name], layers[core.name] = _build(model, core, debug, verifier)
     bundle = Bundle(
         manifest={
-            "tvmq": __version__,
-            "tvm": tvm.__version__,
-            "name": model.name,
-            "inputs": [_as_dict(spec) for spec in model.inputs],
-            "outputs": [_as_dict(spec) for spec in model.outputs],
+            **model.manifest(),
             "targets": {
                 core.name: {
                     "triple": core.triple,
@@ -181,7 +176,3 @@ def _verify_bundle(bundle: Bundle, targets: Sequence[Target]) -> None:
         differences = bundle.check(core.name)
         if differences:
             raise ModelError(f"target '{core.name}': {differences[0]}; this is a bug of tvmq, please report it")
-
-
-def _as_dict(spec: Any) -> dict[str, Any]:
-    return {"name": spec.name, "shape": list(spec.shape), "dtype": spec.dtype}

@@ -28,7 +28,7 @@ from tvm.tirx import FloatImm, IntImm, IterVar
 from tvmq.errors import InputError, ModelError
 from tvmq.kernels.rounding import round_products
 
-__all__ = ["Interpreter", "Shape", "evaluate", "interpret"]
+__all__ = ["Interpreter", "Shape", "bind_value", "evaluate", "interpret"]
 
 Environment = Mapping[Var, Any]
 
@@ -120,7 +120,7 @@ class Interpreter:
             raise InputError(f"the function takes {len(function.params)} inputs, but {len(values)} were given")
         environment: dict[Var, Any] = {}
         for parameter, value in zip(function.params, values, strict=True):
-            _bind(environment, parameter, parameter.ty, value)
+            bind_value(environment, parameter, parameter.ty, value)
         return self.evaluate(function.body, environment)
 
     def evaluate(self, expr: relax.Expr, environment: Environment) -> Any:
@@ -160,7 +160,7 @@ class Interpreter:
         for index, binding in enumerate(bindings):
             value = self.evaluate(binding.value, environment)
             pattern = binding.ty if isinstance(binding, relax.MatchCast) else None
-            _bind(environment, binding.var, pattern, value)
+            bind_value(environment, binding.var, pattern, value)
             if self.observe is not None:
                 self.observe(binding.var.name, value)
             # A calibration batch does not fit into memory once per layer: drop what nothing reads any more.
@@ -223,7 +223,7 @@ class Interpreter:
         return _to_numpy(compiled(*(tvm.runtime.tensor(array) for array in arrays)))
 
 
-def _bind(environment: dict[Var, Any], variable: Var, ty: Any, value: Any) -> None:
+def bind_value(environment: dict[Var, Any], variable: Var, ty: Any, value: Any) -> None:
     """Give a variable its value, and the symbolic dimensions of its type theirs."""
     environment[variable] = value
     _bind_sizes(environment, variable, ty, value)

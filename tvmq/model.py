@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -13,8 +14,9 @@ import tvm
 from tvm import relax
 from tvm.ir import Call, Op, Var
 
-from tvmq import golden
+from tvmq import __version__, golden
 from tvmq.errors import ModelError
+from tvmq.runtime.bundle import Bundle
 from tvmq.runtime.tensors import TensorSpec, check_inputs
 
 __all__ = ["LAYER_OPERATORS", "Layer", "Model", "input_dependent", "module_bindings"]
@@ -58,17 +60,22 @@ class Model:
         Name of the network.
     inputs, outputs : tuple of TensorSpec
         One per parameter of ``main``, and one per tensor it returns.
+    quantization : tuple of mapping
+        How each layer was quantized, if tvmq did it: the rows of a
+        :class:`~tvmq.report.quantization.QuantizationReport`, which travel with the model into files.
 
     Raises
     ------
     ModelError
-        When the module has no Relax function ``main``, or the specifications are not as many as its tensors.
+        When the module has no Relax function ``main``, the specifications are not as many as its tensors, or
+        ``quantization`` holds what JSON cannot.
     """
 
     module: tvm.IRModule
     name: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    quantization: tuple[Mapping[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         """Check that the specifications belong to the module."""
@@ -80,6 +87,11 @@ class Model:
         results = len(_output_types(function))
         if len(self.outputs) != results:
             raise ModelError(f"model '{self.name}': {len(self.outputs)} outputs for {results} results")
+        try:
+            rows = json.loads(json.dumps([dict(row) for row in self.quantization], allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise ModelError(f"model '{self.name}': its quantization is not plain data ({error})") from None
+        object.__setattr__(self, "quantization", tuple(rows))
 
     @classmethod
     def from_module(
@@ -88,6 +100,7 @@ class Model:
         name: str,
         input_names: Sequence[str] | None = None,
         output_names: Sequence[str] | None = None,
+        quantization: Sequence[Mapping[str, Any]] = (),
     ) -> Model:
         """A model whose specifications are read off the types of the module.
 
@@ -101,6 +114,8 @@ class Model:
             Default: the names of the parameters.
         output_names : sequence of str, optional
             Default: ``output_0``, ``output_1``, ...
+        quantization : sequence of mapping
+            See :class:`Model`.
 
         Returns
         -------
@@ -122,7 +137,7 @@ class Model:
             )
         inputs = [_spec(*pair) for pair in zip(input_names, [p.ty for p in function.params], strict=True)]
         outputs = [_spec(*pair) for pair in zip(output_names, results, strict=True)]
-        return cls(module, name, tuple(inputs), tuple(outputs))
+        return cls(module, name, tuple(inputs), tuple(outputs), tuple(quantization))
 
     @property
     def dynamic_batch(self) -> bool:
@@ -167,12 +182,14 @@ class Model:
         ]
 
     def to_json(self) -> str:
-        """The module as text (:func:`tvm.ir.save_json`); the names travel in an attribute of ``main``."""
-        names = {
+        """The module as text (:func:`tvm.ir.save_json`); all else travels in an attribute of ``main``."""
+        names: dict[str, Any] = {
             "name": self.name,
             "inputs": [spec.name for spec in self.inputs],
             "outputs": [spec.name for spec in self.outputs],
         }
+        if self.quantization:
+            names["quantization"] = self.quantization
         module = tvm.IRModule(self.module.functions)
         module["main"] = module["main"].with_attr(_ATTRIBUTE, json.dumps(names))
         return tvm.ir.save_json(module)
@@ -204,7 +221,48 @@ class Model:
         names = json.loads(str((function.attrs or {}).get(_ATTRIBUTE, "{}")))
         if names:
             module["main"] = function.without_attr(_ATTRIBUTE)
-        return cls.from_module(module, names.get("name", "model"), names.get("inputs"), names.get("outputs"))
+        return cls.from_module(
+            module,
+            names.get("name", "model"),
+            names.get("inputs"),
+            names.get("outputs"),
+            names.get("quantization", ()),
+        )
+
+    def manifest(self) -> dict[str, Any]:
+        """What the manifest of a ``.tvmq`` file says of the model, whatever it is compiled for.
+
+        Returns
+        -------
+        dict
+            ``name``, ``inputs``, ``outputs``, ``tvmq`` and ``tvm`` versions, and ``quantization`` if there is any.
+        """
+        manifest: dict[str, Any] = {
+            "tvmq": __version__,
+            "tvm": tvm.__version__,
+            "name": self.name,
+            "inputs": [_spec_as_dict(spec) for spec in self.inputs],
+            "outputs": [_spec_as_dict(spec) for spec in self.outputs],
+        }
+        if self.quantization:
+            manifest["quantization"] = [dict(row) for row in self.quantization]
+        return manifest
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a ``.tvmq`` file without any library: :func:`tvmq.load` reads it, and it can be compiled later.
+
+        Parameters
+        ----------
+        path : path-like
+            Where to.  A file of that name is replaced at once or not at all.
+
+        Raises
+        ------
+        BundleError
+            If the file cannot be written.
+        """
+        manifest = {**self.manifest(), "targets": {}, "layers": {}}
+        Bundle(manifest=manifest, model_json=self.to_json(), libraries={}).save(path)
 
     def __repr__(self) -> str:
         """Name, tensors and a table of the layers."""
@@ -263,6 +321,10 @@ def _spec(name: str, ty: Any) -> TensorSpec:
         raise ModelError(f"tensor '{name}' has no known rank; export the network with the shapes of its tensors")
     shape = tuple(int(size) if isinstance(size, tvm.tirx.IntImm) else None for size in ty.shape)
     return TensorSpec(name, shape, str(ty.dtype))
+
+
+def _spec_as_dict(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "shape": list(spec.shape), "dtype": spec.dtype}
 
 
 def _shape(expr: relax.Expr) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from tvmq.cli import app
 from tvmq.errors import BundleError, ModelError
 from tvmq.report import receipt
 
-COMMANDS = ["compile", "run", "inspect", "targets"]
+COMMANDS = ["compile", "inspect", "quantize", "run", "targets"]
 
 LAYER = {
     "name": "conv1",
@@ -55,6 +55,9 @@ class FakeBundle:
 
     def save(self, path):
         Path(path).write_bytes(b"bundle")
+
+    def require_compiled(self):
+        pass
 
     def report(self, target):
         return receipt(self.manifest, target)

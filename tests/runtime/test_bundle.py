@@ -293,6 +293,32 @@ def test_targets_and_libraries_must_belong_together(make_bundle):
         Bundle({**manifest, "targets": {}}, "{}", {})
 
 
+def test_file_without_a_library(make_bundle, float_network, tmp_path):
+    rows = [{"layer": "conv1", "weights": "ternary"}]
+    manifest = {**make_bundle().manifest, "targets": {}, "layers": {}, "quantization": rows}
+    path = tmp_path / "net.tvmq"
+    Bundle(manifest, '{"a": 1}', {}).save(path)
+    bundle = load_bundle(path)
+    assert (bundle.targets, bundle.model_json, bundle.check_inputs) == ([], '{"a": 1}', [])
+    assert bundle.manifest["quantization"] == rows
+    message = rf"^{path}: it has no library yet; compile it with `tvmq compile {path} --target host -o \S+`$"
+    array = float_network.arrays[0]
+    for action in (
+        lambda: bundle.run(array),
+        lambda: bundle.run(array, target="host"),
+        lambda: bundle.run_emulated("raspberry-pi-4", array),
+        lambda: bundle.time(),
+        lambda: bundle.check(),
+        lambda: bundle.report(),
+        lambda: bundle.report("host"),
+        lambda: bundle.layers("host"),
+        bundle.require_compiled,
+    ):
+        with pytest.raises(BundleError, match=message):
+            action()
+    make_bundle().require_compiled()
+
+
 @pytest.mark.parametrize("key", ["triple", "mcpu", "required_cpu_flags"])
 def test_targets_must_be_complete(make_bundle, key):
     entry = {name: value for name, value in X86.items() if name != key}

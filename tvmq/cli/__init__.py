@@ -7,6 +7,7 @@ import typer
 import tvmq
 from tvmq.cli.compile import compile_command
 from tvmq.cli.inspect import inspect_command
+from tvmq.cli.quantize import quantize_command
 from tvmq.cli.run import run_command
 from tvmq.cli.targets import targets_command
 
@@ -14,7 +15,7 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="tvmq",
-    help="Compile low-bit neural networks and run them.",
+    help="Quantize neural networks to a few bits, compile and run them.",
     epilog="Example: tvmq compile net.onnx --target raspberry-pi-4",
     no_args_is_help=True,
     add_completion=False,
@@ -24,6 +25,10 @@ app = typer.Typer(
 )
 
 app.command("compile", epilog="Example: tvmq compile net.onnx --target raspberry-pi-4 -o net.tvmq")(compile_command)
+app.command(
+    "quantize",
+    epilog="Example: tvmq quantize net.onnx --weights ternary --activations 2 --calibration images/ -o net-gpfq.tvmq",
+)(quantize_command)
 app.command("run", epilog="Example: tvmq run net.tvmq --input images.npz --output scores.npz")(run_command)
 app.command("inspect", epilog="Example: tvmq inspect net.tvmq --target raspberry-pi-4")(inspect_command)
 app.command("targets", epilog="Example: tvmq targets --json")(targets_command)
@@ -41,7 +46,7 @@ def _options(
         False, "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
     ),
 ) -> None:
-    """Compile low-bit neural networks and run them."""
+    """Quantize neural networks to a few bits, compile and run them."""
 
 
 def main() -> None:

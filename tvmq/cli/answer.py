@@ -16,8 +16,9 @@ from typing import Annotated, Any
 import typer
 
 from tvmq.errors import TvmqError
+from tvmq.report.table import duration
 
-__all__ = ["Answer", "Debug", "Json", "answers", "byte_size", "progress", "text_table"]
+__all__ = ["Answer", "Debug", "Json", "answers", "byte_size", "progress", "progress_bar", "text_table"]
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and nothing else.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -126,6 +127,38 @@ def progress(doing: str) -> Iterator[None]:
 
     with Console(stderr=True).status(doing):
         yield
+
+
+@contextlib.contextmanager
+def progress_bar(doing: str) -> Iterator[Callable[[str, float, float | None], None]]:
+    """Show on standard error how far a long command is, if a person is watching.
+
+    Parameters
+    ----------
+    doing : str
+        Such as ``"quantizing"``, until the first update.
+
+    Yields
+    ------
+    callable
+        Takes a text, the fraction that is done, 0 to 1, and the seconds that are left, or None.
+    """
+    if not sys.stderr.isatty():
+        yield lambda text, fraction, seconds_left: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    # Layer names may have brackets, which are markup to rich.
+    columns = [TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.percentage:3.0f} %")]
+    with Progress(*columns, TextColumn("{task.fields[left]}"), console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(doing, total=1.0, left="")
+
+        def update(text: str, fraction: float, seconds_left: float | None) -> None:
+            left = "" if seconds_left is None else f"{duration(seconds_left)} left"
+            bar.update(task, description=text, completed=fraction, left=left)
+
+        yield update
 
 
 def text_table(rows: list[list[str]]) -> str:

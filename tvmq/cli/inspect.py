@@ -9,6 +9,7 @@ import typer
 
 import tvmq
 from tvmq.cli.answer import Answer, Debug, Json, answers, byte_size
+from tvmq.report import quantization_report
 
 __all__ = ["inspect_command"]
 
@@ -22,16 +23,18 @@ def inspect_command(
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
-    """Show what is in a compiled network.
+    """Show what is in a .tvmq file.
 
-    Its inputs, outputs and targets, and what each layer became.
+    Its inputs, outputs and targets, how each layer was quantized, and what it became.
     """
     bundle = tvmq.load_bundle(file)
     manifest = bundle.manifest
     names = [target] if target is not None else list(manifest["targets"])
     receipts = {name: bundle.report(name) for name in names}
+    quantization = quantization_report(manifest)
     data = {
         **{key: manifest[key] for key in ("name", "format", "tvmq", "tvm", "inputs", "outputs", "targets")},
+        "quantization": None if quantization is None else quantization.as_dict(),
         "receipts": {name: receipt.as_dict() for name, receipt in receipts.items()},
     }
     lines = [
@@ -39,8 +42,10 @@ def inspect_command(
         *(f"input   {_tensor(spec)}" for spec in manifest["inputs"]),
         *(f"output  {_tensor(spec)}" for spec in manifest["outputs"]),
         *(f"target  {name} ({_core(entry)})" for name, entry in manifest["targets"].items()),
+        *([] if manifest["targets"] else ["target  none yet; compile it with `tvmq compile`"]),
     ]
-    return Answer(data, "\n\n".join(["\n".join(lines), *map(str, receipts.values())]))
+    reports = [*([] if quantization is None else [quantization]), *receipts.values()]
+    return Answer(data, "\n\n".join(["\n".join(lines), *map(str, reports)]))
 
 
 def _tensor(spec: dict[str, Any]) -> str:

@@ -55,6 +55,7 @@ def run_command(
     if check and (inputs is not None or output is not None):
         raise typer.BadParameter("--check uses the file's own inputs and outputs; leave out --input and --output")
     bundle = tvmq.load_bundle(file)
+    bundle.require_compiled()
     arrays = _inputs(bundle, inputs)
     if on is Place.qemu:
         target = target or _emulated_target(bundle)

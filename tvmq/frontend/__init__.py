@@ -105,8 +105,8 @@ def _load_bundle(path: Path, name: str | None) -> Model:
                 )
             model = Model.from_json(archive.read("model.json").decode())
             manifest = json.loads(archive.read("manifest.json"))
-        names = [[tensor["name"] for tensor in manifest[kind]] for kind in ("inputs", "outputs")]
-        return Model.from_module(model.module, name or manifest["name"], *names)
+        inputs, outputs = ([tensor["name"] for tensor in manifest[kind]] for kind in ("inputs", "outputs"))
+        return Model.from_module(model.module, name or manifest["name"], inputs, outputs, model.quantization)
     except ModelError:
         raise
     except Exception as error:  # whatever a damaged archive or manifest makes zipfile, zlib and json raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tvmq.methods.gpfq_config import GPFQ
 from tvmq.methods.qnn import QNN
 
-__all__ = ["QNN"]
+__all__ = ["GPFQ", "QNN"]

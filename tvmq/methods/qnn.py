@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tvmq.errors import InputError
+from tvmq.methods.checks import check_choice, name_patterns
 
 __all__ = ["QNN"]
 
@@ -63,27 +64,14 @@ class QNN:
         """Reject every value that no later stage could honour."""
         _check_bits("weights", self.weights)
         _check_bits("activations", self.activations)
-        _check_choice("first_layer", self.first_layer, _FIRST_LAYER)
-        _check_choice("last_layer", self.last_layer, _LAST_LAYER)
+        check_choice("QNN", "first_layer", self.first_layer, _FIRST_LAYER)
+        check_choice("QNN", "last_layer", self.last_layer, _LAST_LAYER)
         if not isinstance(self.stochastic, bool):
             raise InputError(f"QNN: stochastic={self.stochastic!r} is not supported; use True or False")
-        object.__setattr__(self, "skip", _patterns(self.skip))
+        object.__setattr__(self, "skip", name_patterns("QNN", self.skip))
 
 
 def _check_bits(field: str, value: object) -> None:
     # bool is an int to Python, but `weights=True` is a slip, not a bit width.
     if type(value) is not int or value != 1:
         raise InputError(f"QNN: {field}={value!r} is not supported; the only supported bit width is {field}=1 (-1, +1)")
-
-
-def _check_choice(field: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        legal = ", ".join(repr(choice) for choice in choices)
-        raise InputError(f"QNN: {field}={value!r} is not supported; use one of {legal}")
-
-
-def _patterns(skip: object) -> tuple[str, ...]:
-    # A lone string is a sequence of one-letter patterns: almost certainly not what was meant.
-    if isinstance(skip, (tuple, list)) and all(isinstance(pattern, str) for pattern in skip):
-        return tuple(skip)
-    raise InputError(f"QNN: skip={skip!r} is not supported; use a tuple of layer names or patterns, such as ('conv1',)")

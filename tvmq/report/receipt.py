@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tvmq.errors import BundleError, TargetError, nearest
+from tvmq.report.table import byte_count, count, percent, table
 
 __all__ = ["LayerLine", "Receipt", "receipt"]
 
@@ -234,35 +235,32 @@ def _table(whole: Receipt) -> list[str]:
             layer.name,
             f"{_bits(layer.weight_bits)}×{_bits(layer.activation_bits)}",
             layer.kernel,
-            _bytes(layer.bytes_float),
-            _bytes(layer.bytes_packed),
+            byte_count(layer.bytes_float),
+            byte_count(layer.bytes_packed),
             _time(layer.seconds),
-            _percent(layer.share),
+            percent(layer.share),
             layer.reason,
         ]
         for layer in whole.layers
     ]
-    total = ["total", "", "", _bytes(whole.bytes_float), _bytes(whole.bytes_packed), _time(whole.seconds), "", ""]
-    cells = [header, *rows, total]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
-    numeric = {header.index(name) for name in ("float", "packed", "time", "share")}
-
-    def line(row: list[str]) -> str:
-        padded = [
-            cell.rjust(width) if column in numeric else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        return "  ".join(padded).rstrip()
-
-    rule = "  ".join("-" * width for width in widths)
-    return [line(header), rule, *(line(row) for row in rows), rule, line(total)]
+    total = [
+        "total",
+        "",
+        "",
+        byte_count(whole.bytes_float),
+        byte_count(whole.bytes_packed),
+        _time(whole.seconds),
+        "",
+        "",
+    ]
+    return table(header, rows, {"float", "packed", "time", "share"}, total)
 
 
 def _summary(whole: Receipt) -> str:
     low_bit = sum(layer.is_low_bit for layer in whole.layers)
     parts = [f"{low_bit} of {len(whole.layers)} layers run at {LOW_BIT} bits or fewer"]
     if whole.macs:
-        parts[0] += f" ({_percent(whole.low_bit_macs / whole.macs)} of {_count(whole.macs)} multiply-accumulates)"
+        parts[0] += f" ({percent(whole.low_bit_macs / whole.macs)} of {count(whole.macs)} multiply-accumulates)"
     if whole.compression is not None:
         parts.append(f"parameters {whole.compression:.1f}x smaller than float32")
     if whole.share_of is not None:
@@ -274,22 +272,5 @@ def _bits(bits: int) -> str:
     return "float" if bits >= 32 else str(bits)
 
 
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f} %"
-
-
 def _time(seconds: float | None) -> str:
     return "-" if seconds is None else f"{seconds * 1e6:,.1f} µs"
-
-
-def _bytes(count: int) -> str:
-    if count < 10_000:
-        return f"{count} B"
-    return f"{count / 1e3:.1f} kB" if count < 10_000_000 else f"{count / 1e6:.1f} MB"
-
-
-def _count(number: int) -> str:
-    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= limit:
-            return f"{number / limit:.2f} {unit}"
-    return str(number)

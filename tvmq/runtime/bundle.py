@@ -1,7 +1,7 @@
 """The ``.tvmq`` file: a compiled network for one or more targets, with everything needed to run and to check it.
 
 It is a zip file with a ``manifest.json``, the quantized module (``model.json``), one library per target, and inputs
-with the outputs that they must give.
+with the outputs that they must give.  A file that was quantized but not yet compiled has no targets and no inputs.
 """
 
 from __future__ import annotations
@@ -52,12 +52,13 @@ class Bundle:
     ----------
     manifest : dict
         ``name``, ``inputs``, ``outputs``, ``tvmq`` and ``tvm`` versions, ``targets`` (of each name its ``triple``,
-        ``mcpu`` and ``required_cpu_flags``) and ``layers`` (of each target a list of layers).  The bundle works on a
-        copy, and adds ``format``, ``hashes`` and each target's ``library`` and ``sha256``.
+        ``mcpu`` and ``required_cpu_flags``) and ``layers`` (of each target a list of layers); ``quantization`` (a row
+        per layer) if tvmq quantized the network.  The bundle works on a copy, and adds ``format``, ``hashes`` and each
+        target's ``library`` and ``sha256``.
     model_json : str
         The quantized module, as ``tvm.ir.save_json`` wrote it.
     libraries : dict of str to bytes
-        Of each target the content of its ``.so`` file.
+        Of each target the content of its ``.so`` file; empty for a network that is not compiled yet.
     check_inputs, check_outputs : list of numpy.ndarray
         Inputs, and the outputs that they must give; both may be empty.
     path : pathlib.Path, optional
@@ -86,7 +87,8 @@ class Bundle:
         missing = [key for key in ("name", "inputs", "outputs", "targets", "layers") if key not in self.manifest]
         if missing:
             raise self._error(f"its manifest has no '{missing[0]}'; compile the network again")
-        if set(self.manifest["targets"]) != set(self.libraries) or not self.libraries:
+        names = set(self.manifest["targets"])
+        if names != set(self.libraries) or (self.manifest["layers"] and not names):
             raise self._error("its manifest and its libraries name different targets; compile the network again")
         for name, entry in self.manifest["targets"].items():
             self._complete_target(name, entry)
@@ -125,6 +127,19 @@ class Bundle:
     def outputs(self) -> tuple[TensorSpec, ...]:
         """What the network gives."""
         return tuple(TensorSpec(**spec) for spec in self.manifest["outputs"])
+
+    def require_compiled(self) -> None:
+        """Look whether there is anything to run.
+
+        Raises
+        ------
+        BundleError
+            If the network is not compiled yet.
+        """
+        if not self.libraries:
+            file = self.path or Path("net.tvmq")
+            command = f"tvmq compile {file} --target host -o {file.stem}-host.tvmq"
+            raise self._error(f"it has no library yet; compile it with `{command}`")
 
     def layers(self, target: str) -> list[dict[str, Any]]:
         """What became of every layer.
@@ -199,6 +214,7 @@ class Bundle:
         BundleError
             If no library fits this machine, or ``target``'s does not.
         """
+        self.require_compiled()
         checked = check_inputs(self.inputs, arrays)
         return self._executor(target).run(*checked)
 
@@ -259,6 +275,7 @@ class Bundle:
         BundleError
             If no library fits this machine, or ``target``'s does not.
         """
+        self.require_compiled()
         checked = check_inputs(self.inputs, arrays or self.check_inputs)
         return self._executor(target).time(*checked, repeat=repeat)
 
@@ -280,6 +297,7 @@ class Bundle:
         BundleError
             If the file has no self-check, or no library fits this machine, or ``target``'s does not.
         """
+        self.require_compiled()
         if not self.check_inputs:
             raise self._error("it has no self-check inputs; compile the network with check_inputs")
         return self.mismatches(self.run(*self.check_inputs, target=target))
@@ -323,6 +341,7 @@ class Bundle:
         """
         from tvmq.report.receipt import receipt
 
+        self.require_compiled()
         here = self._fitting(this_machine())
         if target is None:
             target = here[0] if here else self.targets[0]
@@ -386,6 +405,7 @@ class Bundle:
         return self.manifest["targets"]
 
     def _entry(self, target: str) -> dict[str, Any]:
+        self.require_compiled()
         entries = self._entries()
         if target in entries:
             return entries[target]

@@ -1,0 +1,267 @@
+"""Greedy path-following quantization of a whole network, layer after layer.
+
+For each weight, in the order in which it is first used: run both networks up to its layers; choose a quantizer for
+their inputs, if activations are quantized; gather what the neurons see in the analog network, X, and in the
+quantized one, X~; walk.  From then on the quantized network uses the result, so that the next layer's X~ holds the
+error made here, and its walk makes up for it.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tvmq.errors import InputError, nearest
+from tvmq.methods.activations import ActivationQuantizer, ActivationRange, fit_quantizer
+from tvmq.methods.checkpoint import Checkpoint
+from tvmq.methods.gpfq_config import GPFQ
+from tvmq.methods.gpfq_layer import (
+    SEARCHED_NEURONS,
+    TRIED_CONSTANTS,
+    GatheredData,
+    GramData,
+    QuantizedLayer,
+    quantize_layer,
+)
+from tvmq.methods.layerwise import LayerInputs, Quantized, SideBySide
+from tvmq.methods.linear_layers import SharedWeight, columns, pieces, shared_weights
+from tvmq.methods.processes import Processes, current_processes
+from tvmq.methods.progress import Estimator, Progress
+from tvmq.methods.rewrite import rewrite
+from tvmq.model import Model
+
+__all__ = ["quantize_network"]
+
+INPUT_BITS = 8
+
+USEFUL_ROWS = 256
+"""With fewer calibration rows than this, and than a layer has inputs, the walk fits the samples and not the data."""
+
+
+def quantize_network(
+    model: Model,
+    config: GPFQ,
+    batches: Iterable[tuple[np.ndarray, ...]],
+    folder: Path | None = None,
+    report: Callable[[Progress], None] | None = None,
+    memory: int = 2 * 2**30,
+) -> Model:
+    """Quantize a network; see :func:`tvmq.quantize`, which checks what it passes on.
+
+    Parameters
+    ----------
+    model : Model
+    config : GPFQ
+    batches : iterable of tuples of numpy.ndarray
+        One array per input of the network; read once.
+    folder : Path, optional
+        Where finished layers are kept.
+    report : callable, optional
+        Called with the progress.
+    memory : int
+        Bytes of activations that stay in memory, and of a layer's gathered inputs.
+
+    Returns
+    -------
+    Model
+    """
+    weights = shared_weights(model)
+    chosen = _chosen(weights, config, model.name)
+    processes = current_processes()
+    networks = SideBySide(model, weights, batches, memory)
+    try:
+        # Only one process writes; all read, so that all resume at the same layer.
+        data = processes.fingerprint(networks.fingerprint)
+        checkpoint = Checkpoint(folder, model, config, data, writes=processes.rank == 0)
+        job = _Job(config, networks, processes, memory, _Plan(chosen, networks.samples, config), report)
+        layers = []
+        for number, weight in enumerate(chosen):
+            layer = checkpoint.load(number)
+            if layer is None:
+                layer = job.quantize(weight, first=weight is weights[0])
+                checkpoint.save(number, layer)
+            job.adopt(weight, layer)
+            layers.append((weight, layer))
+    finally:
+        networks.close()
+    return rewrite(model, layers)
+
+
+def _chosen(weights: Sequence[SharedWeight], config: GPFQ, network: str) -> list[SharedWeight]:
+    """The weights to quantize."""
+    if not weights:
+        raise InputError(f"quantize: network '{network}' has no convolution or linear layer with a constant weight")
+    names = [use.variable.name for weight in weights for use in weight.uses]
+    for pattern in config.skip:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise InputError(f"quantize: skip pattern {pattern!r} matches no layer{nearest(pattern, names)}")
+    kept = {weights[0]} if config.first_layer == "float" else set()
+    if config.last_layer == "float":
+        kept.add(max(weights, key=lambda weight: weight.uses[-1].position))
+    chosen = [
+        weight
+        for weight in weights
+        if weight not in kept
+        and not any(fnmatchcase(use.variable.name, pattern) for use in weight.uses for pattern in config.skip)
+    ]
+    if not chosen:
+        raise InputError("quantize: first_layer, last_layer and skip leave every layer in float; nothing to quantize")
+    return chosen
+
+
+class _Plan:
+    """What each weight will cost, in floating-point operations, and in which form its data is kept.
+
+    Parameters
+    ----------
+    weights : sequence of SharedWeight
+    samples : int
+        Of the calibration data of this process.
+    config : GPFQ
+    """
+
+    def __init__(self, weights: Sequence[SharedWeight], samples: int, config: GPFQ) -> None:
+        self._config = config
+        self.rows = {weight: self._rows(weight, samples) for weight in weights}
+        self.forward = {weight: 4.0 * self.rows[weight] * weight.inputs * weight.neurons for weight in weights}
+
+    def _rows(self, weight: SharedWeight, samples: int) -> int:
+        limit = self._config.patches
+        positions = [use.rows_per_sample for use in weight.uses]
+        if limit is not None and not weight.uses[0].is_dense:
+            positions = [min(limit, count) for count in positions]
+        return samples * sum(positions)
+
+    def walks(self, weight: SharedWeight) -> float:
+        """How many neurons are walked, those of the search included."""
+        searched = min(SEARCHED_NEURONS, weight.neurons) * TRIED_CONSTANTS
+        return weight.neurons + (searched if self._config.constant == "search" else 0)
+
+    def gathers(self, weight: SharedWeight, memory: int) -> bool:
+        """Whether gathered data is walked with fewer operations than Gram matrices, and fits into memory."""
+        rows, inputs, walks = self.rows[weight], weight.inputs, self.walks(weight)
+        if weight.groups > 1 or 4 * rows * (2 * inputs + 4 * weight.neurons) > memory:
+            return False
+        return 6.0 * rows * inputs * walks < 4.0 * rows * inputs**2 + 4.0 * inputs**2 * walks
+
+    def walking(self, weight: SharedWeight, gathers: bool) -> float:
+        """Operations of the walks."""
+        rows, inputs = self.rows[weight], weight.inputs
+        return (6.0 * rows * inputs if gathers else 8.0 * inputs**2) * self.walks(weight)
+
+    def summing(self, weight: SharedWeight, gathers: bool) -> float:
+        """Operations of the Gram matrices."""
+        return 0.0 if gathers else 4.0 * self.rows[weight] * weight.inputs**2 * weight.groups
+
+
+class _Job:
+    """Quantizes one weight after the other."""
+
+    def __init__(
+        self,
+        config: GPFQ,
+        networks: SideBySide,
+        processes: Processes,
+        memory: int,
+        plan: _Plan,
+        report: Callable[[Progress], None] | None,
+    ) -> None:
+        self._config, self._networks, self._processes = config, networks, processes
+        self._memory, self._plan = memory, plan
+        self._gathers = {weight: processes.size == 1 and plan.gathers(weight, memory) for weight in plan.rows}
+        self._quantizers: dict[Any, ActivationQuantizer] = {}
+        self._random = np.random.default_rng([config.seed, processes.rank])
+        planned = {
+            "forward": sum(plan.forward.values()),
+            "sums": sum(plan.summing(weight, self._gathers[weight]) for weight in plan.rows),
+            "walks": sum(plan.walking(weight, self._gathers[weight]) for weight in plan.rows),
+        }
+        precision = {"forward": "float32", "sums": "float64", "walks": "float64"}
+        self._estimator = Estimator(planned, precision, report)
+
+    def quantize(self, weight: SharedWeight, first: bool) -> QuantizedLayer:
+        """Quantize a weight; ``first`` says that it is the network's first."""
+        start = time.perf_counter()
+        quantizer = self._input_quantizer(weight, first)
+        if quantizer is not None:
+            self._networks.quantize_inputs(weight, quantizer)
+        data = self._data(weight)
+        before = time.perf_counter()
+        layer = quantize_layer(weight, data, self._config, self._processes, quantizer)
+        operations = self._plan.walking(weight, self._gathers[weight])
+        self._estimator.finished("walks", operations, time.perf_counter() - before, weight.name)
+        layer.row["seconds"] = round(time.perf_counter() - start, 3)
+        return layer
+
+    def adopt(self, weight: SharedWeight, layer: QuantizedLayer) -> None:
+        """Run the quantized network with this layer from now on."""
+        if layer.quantizer is not None:
+            self._networks.quantize_inputs(weight, layer.quantizer)
+            self._quantizers.setdefault(self._quantizer_key(weight, layer.quantizer.bits), layer.quantizer)
+        self._networks.quantize_weight(weight, Quantized(layer.weight, layer.correction))
+
+    def _input_quantizer(self, weight: SharedWeight, first: bool) -> ActivationQuantizer | None:
+        config, bits = self._config, self._config.activations
+        if bits is None:
+            return None
+        clip = config.activation_clip
+        if first and config.first_layer == "input8":
+            # Pixels are levels already: nothing to clip.
+            bits, clip = INPUT_BITS, "max"
+        key = self._quantizer_key(weight, bits)
+        if key not in self._quantizers:
+            values = ActivationRange()
+            for batch in self._networks.inputs(weight):
+                for seen in batch:
+                    values.add_range(seen.quantized)
+            values.reduce_range(self._processes)
+            for batch in self._networks.inputs(weight):
+                for seen in batch:
+                    values.add_counts(seen.quantized)
+            values.reduce_counts(self._processes)
+            self._quantizers[key] = fit_quantizer(values, bits, clip, config.percentile)
+        return self._quantizers[key]
+
+    @staticmethod
+    def _quantizer_key(weight: SharedWeight, bits: int) -> Any:
+        """Layers that read the same values share a quantizer."""
+        return (*(use.call.args[0] for use in weight.uses), bits)
+
+    def _data(self, weight: SharedWeight) -> GramData | GatheredData:
+        gathers = self._gathers[weight]
+        data: GramData | GatheredData = (
+            GatheredData(weight.inputs, self._plan.rows[weight]) if gathers else GramData(weight.inputs, weight.groups)
+        )
+        count = self._networks.batches
+        before = time.perf_counter()
+        for batch in self._networks.inputs(weight):
+            ran = time.perf_counter()
+            self._estimator.finished("forward", self._plan.forward[weight] / count, ran - before, weight.name)
+            for seen in batch:
+                self._add(data, seen)
+            before = time.perf_counter()
+            self._estimator.finished("sums", self._plan.summing(weight, gathers) / count, before - ran, weight.name)
+        data.reduce(self._processes)
+        if data.rows < min(USEFUL_ROWS, weight.inputs):
+            warnings.warn(
+                f"layer '{weight.name}': {data.rows} rows of calibration data for {weight.inputs} inputs; the result "
+                f"may not hold for other data, use at least {min(USEFUL_ROWS, weight.inputs)}",
+                stacklevel=2,
+            )
+        return data
+
+    def _add(self, data: GramData | GatheredData, seen: LayerInputs) -> None:
+        positions = None
+        limit, count = self._config.patches, seen.use.rows_per_sample
+        if limit is not None and not seen.use.is_dense and limit < count:
+            positions = np.sort(self._random.choice(count, limit, replace=False))
+        for piece in pieces(seen.use, len(seen.analog)):
+            analog = columns(seen.use, seen.analog[piece], positions)
+            same = seen.quantized is seen.analog
+            data.add(analog, analog if same else columns(seen.use, seen.quantized[piece], positions))
