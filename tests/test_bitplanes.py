@@ -7,7 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tvmq.bitplanes import BitPlanes, Encoding, border_classes, constant_terms, dot, dot_terms
+from tvmq.bitplanes import (
+    BitPlanes,
+    Encoding,
+    basis_terms,
+    border_classes,
+    border_constants,
+    constant_terms,
+    dot,
+    dot_terms,
+    offset_terms,
+    window_classes,
+)
 from tvmq.errors import InputError
 
 LENGTHS = (1, 31, 33, 64, 100, 513)
@@ -76,13 +87,12 @@ def popcount_convolution(x: BitPlanes, w: BitPlanes, stride, padding, dilation) 
     return result
 
 
-def dense_convolution(x: BitPlanes, w: BitPlanes, stride, padding, dilation) -> np.ndarray:
-    image = np.pad(x.encoding.units(x.codes), ((0, 0), (0, 0), *padding))
-    weight = w.encoding.units(w.codes)
+def dense_convolution(x: np.ndarray, w: np.ndarray, stride, padding, dilation) -> np.ndarray:
+    image, weight = np.pad(x, ((0, 0), (0, 0), *padding)), w
     height, width = (
         (image.shape[2 + axis] - dilation * (weight.shape[2 + axis] - 1) - 1) // stride + 1 for axis in (0, 1)
     )
-    result = np.zeros((image.shape[0], weight.shape[0], height, width), np.int64)
+    result = np.zeros((image.shape[0], weight.shape[0], height, width), weight.dtype)
     for ky in range(weight.shape[2]):
         for kx in range(weight.shape[3]):
             rows = slice(ky * dilation, ky * dilation + stride * (height - 1) + 1, stride)
@@ -91,7 +101,7 @@ def dense_convolution(x: BitPlanes, w: BitPlanes, stride, padding, dilation) -> 
     return result
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(
     uniform,
     uniform,
@@ -108,7 +118,8 @@ def test_zero_padding_is_exact_through_border_classes(
     x = random_planes(x_encoding, (2, 3, 10, 9), seed)
     w = random_planes(w_encoding, (4, 3, *kernel), seed + 1)
     geometry = (stride, ((before, after), (after, before)), dilation)
-    np.testing.assert_array_equal(popcount_convolution(x, w, *geometry), dense_convolution(x, w, *geometry))
+    expected = dense_convolution(x_encoding.units(x.codes), w_encoding.units(w.codes), *geometry)
+    np.testing.assert_array_equal(popcount_convolution(x, w, *geometry), expected)
 
 
 def test_no_alphabet_in_use_needs_the_popcount_of_the_activations():
@@ -153,6 +164,9 @@ ALPHABETS = [
     ([0, 1, 2, 3], 2, "and"),
     ([-2, -1, 0, 1], 2, "and"),
     ([-4, -3, 0, 3], 3, "and"),
+    ([0, 1, 5], 2, "and"),
+    (list(range(-7, 9)), 4, "and"),
+    ([-8, -4, -2, -1, 1, 2, 4, 8], 4, "xor"),
     (list(range(-15, 16, 2)), 4, "xor"),
     (list(range(-128, 128)), 8, "and"),
 ]
@@ -205,7 +219,7 @@ def test_other_levels_are_not(levels):
     "arguments",
     [
         {"coefficients": np.ones((0,), int)},
-        {"coefficients": np.ones(9, int)},
+        {"coefficients": np.ones(17, int)},
         {"coefficients": np.array([np.nan])},
         {"coefficients": np.array([1, 2]), "offset": np.array(0.5)},
     ],
@@ -220,3 +234,132 @@ def test_codes_must_fit_their_planes():
         BitPlanes(np.array([0, 2], np.uint8), Encoding.binary())
     with pytest.raises(InputError, match="uint8"):
         BitPlanes(np.array([0, 1]), Encoding.binary())
+    wide = BitPlanes(np.array([0, 2**9], np.uint16), Encoding.unsigned(10))
+    assert wide.planes[:, 1].tolist() == [False] * 9 + [True]
+
+
+BASIS = np.array([0.317, 0.559, 1.301, 2.203])
+SUMS = (np.arange(16)[:, None] >> np.arange(4) & 1) @ BASIS
+SIGNED = 2 * SUMS - BASIS.sum()
+ROOTS = np.sqrt(np.array([2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53]))
+LEVELS = [
+    (SUMS, 4, "and"),  # subset sums
+    (SIGNED, 4, "xor"),  # sums with signs
+    (SIGNED[[0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 12, 13]], 4, "xor"),  # some are missing, but not their negatives
+    (SIGNED[[0, 3, 5, 6, 7, 8, 9, 10, 12, 15]], 5, "xor"),  # too many are: a plane per magnitude
+    (SUMS + 0.783, 5, "xor"),  # an offset takes a plane
+    (ROOTS, 16, "and"),  # without structure, a plane per level
+    ([0, *ROOTS[:15]], 15, "and"),  # 0 needs none
+    ([*ROOTS[:8], *-ROOTS[:8]], 8, "xor"),  # one per magnitude
+    ([0, *ROOTS[:7], *-ROOTS[:7]], 8, "xor"),
+    ([*ROOTS[:8], *-ROOTS[:4]], 8, "xor"),
+    ([-1.0, -0.3, 0.9, np.sqrt(2)], 4, "and"),
+]
+
+
+@pytest.mark.parametrize("levels, planes, combine", LEVELS)
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_any_sixteen_levels_have_planes(levels, planes, combine, is_shared):
+    random = np.random.default_rng(planes)
+    factors = 1.0 if is_shared else random.uniform(0.5, 2, (5, 1))
+    picked = np.resize(np.array(levels), (5, 400))
+    random.shuffle(picked, axis=1)
+    array = (picked * factors).astype(np.float32)
+    found = BitPlanes.of_weights(array)
+    assert found.encoding.planes == planes
+    assert found.codes.dtype == (np.uint8 if planes <= 8 else np.uint16)
+    assert found.encoding.coefficients.ndim == (1 if is_shared else 2)
+    np.testing.assert_allclose(found.dense(), array, rtol=0, atol=1e-6 * np.abs(array).max())
+    if planes == len(levels):
+        np.testing.assert_array_equal(found.dense(), array)
+    assert basis_terms(Encoding.unsigned(2), found).combine == combine
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 16), st.integers(0, 3), st.integers(0, 2**31))
+def test_levels_take_at_most_a_plane_per_magnitude(count, rounding, seed):
+    random = np.random.default_rng(seed)
+    levels = random.normal(size=count).round(rounding if rounding else 8).astype(np.float32)
+    array = random.choice(levels, (3, 200))
+    found = BitPlanes.of_weights(array)
+    magnitudes = np.unique(np.abs(array))
+    assert found.encoding.planes <= max(1, min(len(magnitudes), len(np.unique(array[array != 0]))))
+    np.testing.assert_allclose(found.dense(), array, rtol=0, atol=1e-6 * np.abs(array).max())
+
+
+def test_levels_that_are_close_stay_apart():
+    levels = np.float32([0.0, 3e-8, np.sqrt(2), np.sqrt(2) + 5e-7, -np.sqrt(3)])
+    array = np.random.default_rng(0).choice(levels, (3, 60))
+    np.testing.assert_array_equal(BitPlanes.of_weights(array).dense(), array)
+
+
+def test_more_levels_or_fewer_values_have_no_alphabet():
+    random = np.random.default_rng(0)
+    assert BitPlanes.of_weights(random.choice(random.normal(size=17), (4, 300)).astype(np.float32)) is None
+    assert BitPlanes.of_weights(random.normal(size=(8, 9)).astype(np.float32)) is None  # nine floats are nine levels
+    assert BitPlanes.of_weights(np.array([[0.1, np.sqrt(2), np.nan]], np.float32)) is None
+    assert BitPlanes.of_weights(np.zeros((2, 0), np.float32)) is None
+
+
+LEARNED = [
+    Encoding.binary(0.7),
+    Encoding.unsigned(2, 0.3),
+    Encoding.equispaced(2),
+    Encoding.learned(np.array([0.4, 1.1]), np.array(-0.9)),
+]
+WEIGHTS = [  # of four channels: symmetric, from 0 on, and neither
+    Encoding.learned(BASIS[:2] * [[1], [2], [3], [-1]], -BASIS[:2].sum() / 2 * np.array([1, 2, 3, -1])),
+    Encoding.learned(BASIS * [[1], [2], [3], [0.5]], np.zeros(4)),
+    Encoding.learned(BASIS * [[1], [2], [3], [0.5]], np.array([0.1, 0.0, -3.0, 1.0])),
+    Encoding.learned(ROOTS[:8], np.array(0.3)),
+    Encoding.learned(ROOTS[:15], np.array(0.3)),
+]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(LEARNED),
+    st.sampled_from(WEIGHTS),
+    st.sampled_from([(1, 1), (3, 3), (5, 3), (2, 1)]),
+    st.integers(1, 2),
+    st.tuples(*[st.integers(0, 2)] * 4),
+    st.integers(1, 2),
+    st.integers(0, 2**31),
+)
+def test_float_coefficients_weigh_exact_sums_of_zero_bits_and_a_bias(
+    x_encoding, w_encoding, kernel, stride, padding, dilation, seed
+):
+    random = np.random.default_rng(seed)
+    x = random_planes(x_encoding, (2, 3, 11, 9), seed)
+    codes = random.integers(0, 2**w_encoding.planes, (4, 3, *kernel)).astype(
+        np.uint8 if w_encoding.planes <= 8 else np.uint16
+    )
+    w = BitPlanes(codes, w_encoding)
+    terms = basis_terms(x_encoding, w)
+    top, left, bottom, right = padding
+    geometry = (stride, ((top, bottom), (left, right)), dilation)
+    axes = window_classes((11, 9), kernel, (stride, stride), padding, (dilation, dilation))
+    bias = border_constants(lambda taps: offset_terms(x_encoding, w, taps), axes)
+    classes = [index if extent > 1 else 0 * index for (index, _), extent in zip(axes, bias.shape, strict=False)]
+    total = bias[classes[0][:, None], classes[1][None, :]].transpose(2, 0, 1)[None]
+    for i, a in enumerate(terms.activation_basis):
+        bits = x.planes[i].astype(np.float64)
+        for j, b in enumerate(terms.weight_basis):
+            plane = (terms.codes >> j & 1).astype(np.float64)
+            sums = dense_convolution(bits, 2 * plane - 1 if terms.combine == "xor" else plane, *geometry)
+            total = total + a * b.reshape(-1, 1, 1) * sums
+    expected = dense_convolution(x.dense(), w.dense().astype(np.float64), *geometry)
+    np.testing.assert_allclose(total, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_an_offset_takes_a_plane_of_ones():
+    terms = basis_terms(Encoding.unsigned(1), BitPlanes(np.array([[0, 255]], np.uint8), WEIGHTS[3]))
+    assert terms.combine == "and" and terms.codes.dtype == np.uint16
+    assert terms.codes.tolist() == [[256, 511]] and terms.weight_basis.shape == (9, 1)
+    full = Encoding.learned(ROOTS, np.array(0.3))
+    assert basis_terms(Encoding.unsigned(1), BitPlanes(np.zeros((1, 2), np.uint16), full)) is None
+
+
+def test_activations_with_coefficients_per_channel_have_no_basis_product():
+    per_channel = Encoding.learned(np.ones((2, 1)))
+    assert basis_terms(per_channel, BitPlanes(np.zeros((4, 2), np.uint8), WEIGHTS[0])) is None

@@ -36,12 +36,45 @@ exact.  Otherwise the kernel still pads with zero *bits*, which stand for the va
 outside has contributed ``xo * sum_c w_c(tap)`` too much.  That sum depends only on which taps are outside, hence on a
 few classes of rows and columns (nine at most for 3x3 with padding 1): a constant per class and output channel, which
 joins the constant of the dot product.  :func:`border_classes` and :func:`constant_terms` compute it.
+
+**Float coefficients.**  Where the coefficients are floats, or differ per output channel o, no multiplier is shared; the
+popcounts are still exact integers S_ij, and a float32 epilogue weighs them in a fixed order (:class:`BasisTerms`):
+
+    sum_k x_k w_ok = B_o + sum_j c_oj (sum_i a_i S_ij),      B_o = xo sum_{k inside} w_ok.
+
+The offset ``xo`` of the activations is outside the popcounts, so B_o is a constant per output channel and border
+class, as above; zero bits outside the image add nothing to S_ij in either form, and B_o leaves those taps out.  What is
+left is ``sum_k (sum_i a_i X_ik) w_ok``, and the weights decide its form:
+
+    and    wo = 0                    c_oj = b_oj        S_ij = |X_i & W_j|
+    xor    wo = - sum_j b_oj / 2     c_oj = b_oj / 2    S_ij = sum_k X_ik (2 W_jk - 1) = |W_j| - |X_i ^ W_j|
+    and, with one more plane that is constantly one, for any other wo:  |X_i & 1| = |X_i| and its c_o is wo_o.
+
+**Levels.**  Weights that lie on any n levels per tensor or per output channel (a k-means codebook, sums of powers of
+two) have bit planes too: P numbers b_j whose subset sums contain the levels.  Only bases of the first two forms are
+sought, since an offset costs a plane anyway:
+
+    and    l = sum_j b_j W_j             one plane per level that is not 0, b_j that level: exact, and for levels
+                                         without structure the fewest, since P numbers span n only if P >= n
+    xor    l = sum_j v_j (2 W_j - 1)     one plane per magnitude |l|: levels that differ only in sign share planes,
+                                         because the complement of a code is the negative of its value
+
+For the second line order the magnitudes m_1 < .. < m_r and let code k be the thermometer of k ones.  Its signs are
+independent, and solving for v gives ``v_1 = (m_1 + m_r) / 2`` and ``v_k = (m_k - m_{k-1}) / 2``.  So 16 levels take 8
+planes where they are symmetric, and never more than 16.  Bases of at most four numbers are searched for first, by the
+rule that the smallest level that is no sum yet must be a new number plus such a sum: that finds learned bases, whose
+2^P levels need only P planes.  For "and" the search is above the lowest level, and 0 is a level whose code becomes 0
+by complementing planes; for "xor" it is for ``(max l - l) / 2``, where all v_j must add up to the largest level, whose
+code is all ones; what is missing is one more plane that is constantly one: an offset.  Some sums may not occur as
+levels; where too many are missing the rule fails, and the weight takes more planes than it might.  A basis may be off
+by the rounding of float32 sums, but never merges two levels.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -55,12 +88,19 @@ __all__ = [
     "Encoding",
     "basis_terms",
     "border_classes",
+    "border_constants",
     "constant_terms",
     "dot",
     "dot_terms",
+    "offset_terms",
+    "window_classes",
 ]
 
 MAX_PLANES = 8
+"""Of activations, and of alphabets of integers: their codes are bytes."""
+MAX_WEIGHT_PLANES = 16
+MAX_LEVELS = 16
+"""Levels of a weight that are no integers; each of them takes a plane at worst."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +119,7 @@ class Encoding:
     Raises
     ------
     InputError
-        If there are no planes or more than eight, if the kinds differ, or if a number is not finite.
+        If there are no planes or more than 16, if the kinds differ, or if a number is not finite.
     """
 
     coefficients: np.ndarray
@@ -95,8 +135,9 @@ class Encoding:
         if integer and not np.array_equal(offset, np.round(offset)):
             raise InputError("encoding: integer coefficients need an integer offset")
         object.__setattr__(self, "offset", offset.astype(kind))
-        if self.coefficients.ndim not in (1, 2) or not 1 <= self.planes <= MAX_PLANES:
-            raise InputError(f"encoding: 1 to {MAX_PLANES} planes are possible, got shape {self.coefficients.shape}")
+        if self.coefficients.ndim not in (1, 2) or not 1 <= self.planes <= MAX_WEIGHT_PLANES:
+            shape = self.coefficients.shape
+            raise InputError(f"encoding: 1 to {MAX_WEIGHT_PLANES} planes are possible, got shape {shape}")
         if not all(np.isfinite(array).all() for array in (self.coefficients, self.offset, self.scale)):
             raise InputError("encoding: coefficients, offset and scale must be finite")
 
@@ -196,23 +237,24 @@ class Encoding:
 
     @classmethod
     def of_basis_levels(cls, levels: Sequence[float] | np.ndarray) -> tuple[Encoding, np.ndarray] | None:
-        """A learned encoding of levels that are the sums of all subsets of a few positive numbers, above the first.
+        """A learned encoding of levels that are sums of subsets of a few numbers, above the first.
 
         Parameters
         ----------
         levels : ascending floats
-            2, 4, 8 or 16 of them.
+            At least 2.
 
         Returns
         -------
         (Encoding, uint8 array) or None
-            The code of each level; None when there is no such basis.
+            The code of each level; None if four numbers are too few.
         """
         levels = np.asarray(levels, np.float64)
-        found = _subset_basis(levels - levels[0], 1e-6 * np.abs(levels).max())
-        if found is None or 2 ** len(found[0]) != len(levels):
+        above, tolerance = levels - levels[0], LEVEL_TOLERANCE * np.abs(levels).max()
+        basis = _subset_basis(above, tolerance, MAX_BASIS)
+        if basis is None or not len(basis):
             return None
-        return cls.learned(found[0], levels[0]), found[1]
+        return cls.learned(basis, levels[0]), _nearest_sums(above, basis).astype(np.uint8)
 
     @classmethod
     def of_levels(cls, levels: Sequence[float] | np.ndarray) -> tuple[Encoding, np.ndarray] | None:
@@ -258,17 +300,22 @@ class BitPlanes:
 
     Parameters
     ----------
-    codes : uint8 array of any shape
-        Bit i of a code is the element's bit in plane i.
+    codes : array of any shape
+        Bit i of a code is the element's bit in plane i; uint8, or uint16 where weights have more than eight planes.
     encoding : Encoding
+
+    Raises
+    ------
+    InputError
+        If the codes are of another type, or do not fit the planes.
     """
 
     codes: np.ndarray
     encoding: Encoding
 
     def __post_init__(self) -> None:
-        if self.codes.dtype != np.uint8:
-            raise InputError(f"bit planes: codes must be uint8, got {self.codes.dtype}")
+        if self.codes.dtype not in (np.uint8, np.uint16):
+            raise InputError(f"bit planes: codes must be uint8 or uint16, got {self.codes.dtype}")
         if self.codes.size and int(self.codes.max()) >= 2**self.encoding.planes:
             raise InputError(f"bit planes: code {self.codes.max()} does not fit {self.encoding.planes} planes")
 
@@ -293,8 +340,8 @@ class BitPlanes:
         Returns
         -------
         BitPlanes or None
-            In the alphabet of the fewest planes that holds all values; values agree to float32 rounding.  None if
-            the values are not finite or not multiples up to 128 of a unit.
+            In the alphabet of the fewest planes that holds all values, or in integers whose sums they are; values
+            agree to float32 rounding.  None if the values are not finite or not multiples up to 128 of a unit.
         """
         rows = array.reshape(len(array), -1)
         if not rows.size or not np.isfinite(rows).all():
@@ -306,12 +353,13 @@ class BitPlanes:
             if found is not None and (best is None or found[0].planes < best.encoding.planes):
                 encoding, codes = found
                 shared = scale[0] if np.all(scale == scale[0]) else scale
-                best = cls(codes.reshape(array.shape), dataclasses.replace(encoding, scale=np.float32(shared)))
+                unit = (encoding.scale * shared).astype(np.float32)
+                best = cls(codes.reshape(array.shape), dataclasses.replace(encoding, scale=unit))
         return best
 
     @classmethod
-    def of_basis_values(cls, array: np.ndarray) -> BitPlanes | None:
-        """Bit planes of a tensor whose levels in each output channel are ``sum_j v_j e_j`` with signs e_j.
+    def of_level_values(cls, array: np.ndarray) -> BitPlanes | None:
+        """Bit planes of a tensor with at most 16 different values, or at most 16 in each output channel.
 
         Parameters
         ----------
@@ -320,26 +368,43 @@ class BitPlanes:
         Returns
         -------
         BitPlanes or None
-            With one learned basis per channel, of at most four planes; None if a channel has more levels, or its
-            smallest and largest are not opposite.
+            In one basis, or one per channel, whichever takes fewer planes; their offset is 0 or symmetric.  None if
+            the values are not finite, or a basis would serve fewer than two values per plane: any numbers have such
+            a basis.
         """
         rows = array.reshape(len(array), -1).astype(np.float64)
-        if not rows.size or not np.isfinite(rows).all():
+        if not rows.size or not np.isfinite(rows).all() or len(np.unique(rows[0])) > MAX_LEVELS:
             return None
-        bases, codes = np.zeros((len(rows), MAX_BASIS)), np.zeros(rows.shape, np.uint8)
-        for channel, row in enumerate(rows):
-            levels, positions = np.unique(row, return_inverse=True)
-            tolerance = 1e-6 * np.abs(levels).max()
-            if len(levels) > 2**MAX_BASIS or abs(levels[0] + levels[-1]) > tolerance:
-                return None
-            found = _subset_basis(levels - levels[0], tolerance)
-            if found is None:
-                return None
-            bases[channel, : len(found[0])] = found[0]
-            codes[channel] = found[1][positions.reshape(-1)]
-        planes = max(1, int(np.flatnonzero(bases.any(axis=0)).max(initial=0)) + 1)
-        basis = bases[:, :planes]
-        return cls(codes.reshape(array.shape), Encoding.learned(basis, -basis.sum(axis=1) / 2))
+        found = [bases for group in (rows.reshape(1, -1), rows) for bases in _bases(group)]
+        if not found:
+            return None
+        group, levels, bases = min(found, key=lambda candidate: _most_planes(candidate[2]))
+        planes = _most_planes(bases)
+        coefficients = np.zeros((len(group), planes))
+        codes = np.zeros(group.shape, np.uint8 if planes <= MAX_PLANES else np.uint16)
+        for channel, basis in enumerate(bases):
+            coefficients[channel, : len(basis.coefficients)] = basis.coefficients
+            codes[channel] = np.array(basis.codes, codes.dtype)[np.searchsorted(levels[channel], group[channel])]
+        offset = np.array([basis.offset for basis in bases])
+        shared = len(group) == 1
+        encoding = Encoding.learned(*(part[0] if shared else part for part in (coefficients, offset)))
+        return cls(codes.reshape(array.shape), encoding)
+
+    @classmethod
+    def of_weights(cls, array: np.ndarray) -> BitPlanes | None:
+        """Bit planes of a weight: on an alphabet of integers, or on any few levels where that takes fewer planes.
+
+        Parameters
+        ----------
+        array : float32 of shape (O, ...)
+
+        Returns
+        -------
+        BitPlanes or None
+            None if the values are on neither.
+        """
+        found = [planes for planes in (cls.of_values(array), cls.of_level_values(array)) if planes is not None]
+        return min(found, key=lambda planes: planes.encoding.planes, default=None)
 
 
 @dataclass(frozen=True)
@@ -454,6 +519,53 @@ def border_classes(
     return index.reshape(-1).astype(np.int32), classes
 
 
+def window_classes(
+    size: Sequence[int],
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    padding: tuple[int, int, int, int],
+    dilation: Sequence[int],
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """:func:`border_classes` of the rows and of the columns of an image.
+
+    Parameters
+    ----------
+    size, kernel, strides, dilation : (int, int)
+    padding : (top, left, bottom, right)
+
+    Returns
+    -------
+    list of two pairs of arrays
+    """
+    top, left, bottom, right = padding
+    return [
+        border_classes(size[axis], kernel[axis], strides[axis], sides, dilation[axis])
+        for axis, sides in enumerate(((top, bottom), (left, right)))
+    ]
+
+
+def border_constants(
+    constant: Callable[[np.ndarray], np.ndarray], axes: Sequence[tuple[np.ndarray, np.ndarray]]
+) -> np.ndarray:
+    """A constant per output channel for every pair of a row class and a column class.
+
+    Parameters
+    ----------
+    constant : callable
+        From inside taps, boolean of shape (KH, KW), to an array of shape (O,); see :func:`constant_terms`.
+    axes : two pairs of arrays
+        From :func:`window_classes`.
+
+    Returns
+    -------
+    array of shape (row classes, column classes, O)
+        Of shape (1, 1, O) where the position makes no difference.
+    """
+    rows, columns = (classes for _, classes in axes)
+    result = np.stack([np.stack([constant(row[:, None] & column[None, :]) for column in columns]) for row in rows])
+    return result[:1, :1] if np.all(result == result[:1, :1]) else result
+
+
 def dot(x: BitPlanes, w: BitPlanes) -> np.ndarray:
     """Dot products by popcounts alone, in units of both scales: the definition every kernel is tested against.
 
@@ -487,29 +599,135 @@ def dot(x: BitPlanes, w: BitPlanes) -> np.ndarray:
 
 
 MAX_BASIS = 4
+"""Numbers of which a basis is searched for."""
+# Levels are float32 sums of a few learned numbers: each has its own rounding.
+LEVEL_TOLERANCE = 1e-6
 
 
-def _subset_basis(levels: np.ndarray, tolerance: float) -> tuple[np.ndarray, np.ndarray] | None:
-    """A basis of positive floats whose subset sums contain the ascending levels, and each level's code.
+@dataclass(frozen=True)
+class _Basis:
+    """Coefficients and offset of an encoding, and the code of each level."""
 
-    The smallest level that is no sum of the basis so far must be its next element.
+    coefficients: tuple[float, ...]
+    offset: float
+    codes: tuple[int, ...]
+
+
+_Levels = tuple[float, ...]
+_Bases = tuple[np.ndarray, list[_Levels], list[_Basis]]
+
+
+def _most_planes(bases: Sequence[_Basis]) -> int:
+    return max(1, *(len(basis.coefficients) for basis in bases))
+
+
+def _bases(rows: np.ndarray) -> Iterator[_Bases]:
+    """(rows, levels of each row, basis of each row) with an offset of 0, then with symmetric ones."""
+    levels = [tuple(np.unique(row).tolist()) for row in rows]
+    if max(map(len, levels)) > MAX_LEVELS:
+        return
+    for form in (_and_basis, _xor_basis):
+        bases = [form(row) for row in levels]
+        if 2 * _most_planes(bases) <= rows.shape[1]:
+            yield rows, levels, bases
+
+
+@functools.lru_cache(maxsize=4096)
+def _and_basis(levels: _Levels) -> _Basis:
+    """The fewest planes for ascending levels, as subset sums."""
+    array = np.array(levels)
+    with_zero = np.union1d(array, 0.0)
+    above, lowest = with_zero - with_zero[0], with_zero[0]
+    basis = _subset_basis(above, LEVEL_TOLERANCE * np.abs(array).max(), min(MAX_BASIS, len(above) - 2))
+    nearest = () if basis is None else _nearest_sums(array - lowest, basis).tolist()
+    if basis is not None and len(set(nearest)) == len(levels):
+        # The code of 0 becomes 0: planes that it contains are complemented, and their numbers negated.
+        zero = int(_nearest_sums(np.array([-lowest]), basis)[0])
+        signs = 1 - 2 * (zero >> np.arange(len(basis)) & 1)
+        return _Basis(tuple((signs * basis).tolist()), 0.0, tuple(code ^ zero for code in nearest))
+    planes = [level for level in levels if level != 0]
+    return _Basis(tuple(planes), 0.0, tuple(1 << planes.index(level) if level else 0 for level in levels))
+
+
+@functools.lru_cache(maxsize=4096)
+def _xor_basis(levels: _Levels) -> _Basis:
+    """The fewest planes for ascending levels, as sums with signs."""
+    array = np.array(levels)
+    magnitudes = np.unique(np.abs(array))
+    tolerance = LEVEL_TOLERANCE * magnitudes[-1]
+    most = len(magnitudes) - 1
+    # A basis that has a level has its negative, which may stand in for one that is missing here; not with an offset.
+    for mirrored, planes in ((np.union1d(array, -array), MAX_BASIS), (array, MAX_BASIS + 1)):
+        largest = mirrored[-1]
+        basis = _subset_basis((largest - mirrored) / 2, tolerance, min(most, planes), largest)
+        if basis is None:
+            continue
+        signs = 2 ** len(basis) - 1 - _nearest_sums((largest - array) / 2, basis)
+        if len(set(signs.tolist())) == len(levels):
+            return _Basis(tuple((2 * basis).tolist()), -float(basis.sum()), tuple(signs.tolist()))
+    steps = np.diff(magnitudes, prepend=-magnitudes[-1])
+    ones = 2 ** (np.searchsorted(magnitudes, np.abs(array)) + 1) - 1
+    signs = np.where(array < 0, 2 ** len(steps) - 1 - ones, ones)
+    return _Basis(tuple(steps.tolist()), -float(magnitudes[-1]), tuple(signs.tolist()))
+
+
+def _subset_basis(targets: np.ndarray, tolerance: float, most: int, total: float | None = None) -> np.ndarray | None:
+    """The fewest numbers, at most ``most``, whose subset sums contain the targets and which add up to ``total``.
+
+    Parameters
+    ----------
+    targets : float64 array
+        Not negative; zero, the empty sum, is one of them.
+    tolerance : float
+    most : int
+    total : float, optional
+        Not demanded if left out.
+
+    Returns
+    -------
+    float64 array of shape (P,) or None
+        None if no basis is found.
     """
-    basis: list[float] = []
-    sums = np.zeros(1)
-    while True:
-        distance = np.abs(levels[:, None] - sums[None, :])
-        missing = distance.min(axis=1) > tolerance
-        if not missing.any():
-            return np.array(basis), distance.argmin(axis=1).astype(np.uint8)
-        if len(basis) == MAX_BASIS:
+    ordered = np.sort(targets)
+    different = 1 + int(np.count_nonzero(np.diff(ordered) > tolerance))
+
+    def extended(basis: list[float], sums: np.ndarray, planes: int) -> list[float] | None:
+        searched = min(planes, MAX_BASIS)
+        distances = np.abs(ordered[:, None] - sums[None, :]).min(axis=1)
+        missing = np.flatnonzero(distances > tolerance)
+        if not missing.size:
+            rest = 0.0 if total is None else total - sum(basis)
+            if abs(rest) <= tolerance:
+                return basis
+            return [*basis, rest] if len(basis) < planes else None
+        unused = len(sums) - (len(ordered) - missing.size)  # every further plane leaves at least as many
+        if len(basis) == searched or unused > 2**searched - different:
             return None
-        basis.append(float(levels[missing.argmax()]))
-        sums = np.concatenate([sums, sums + basis[-1]])
+        for known in sums:
+            new = float(ordered[missing[0]] - known)
+            found = extended([*basis, new], np.concatenate([sums, sums + new]), planes)
+            if found is not None:
+                return found
+        return None
+
+    for planes in range((different - 1).bit_length(), most + 1):
+        found = extended([], np.zeros(1), planes)
+        if found is not None:
+            return np.array(found)
+    return None
+
+
+def _nearest_sums(targets: np.ndarray, basis: np.ndarray) -> np.ndarray:
+    """For each target the nearest subset sum; bit j of the answer says whether it contains number j."""
+    sums = np.zeros(1)
+    for number in basis:
+        sums = np.concatenate([sums, sums + number])
+    return np.abs(targets[:, None] - sums[None, :]).argmin(axis=1)
 
 
 @dataclass(frozen=True, eq=False)
 class BasisTerms:
-    """A product of learned encodings as weighted sums of exact integers.
+    """A product of learned encodings as weighted sums of exact integers, without the offset of the activations.
 
     ``y = sum_j weight_basis[j] * (sum_i activation_basis[i] * S_ij)``, where ``S_ij`` is ``|X_i & W_j|`` for "and" and
     ``|W_j| - |X_i ^ W_j| = sum_k X_ik (2 W_jk - 1)`` for "xor": bits of ±1, as in LQ-Nets.
@@ -517,41 +735,72 @@ class BasisTerms:
     Attributes
     ----------
     combine : {"xor", "and"}
+    codes : uint8 or uint16 array
+        Of the weights; their last plane is constantly one where their offset needs it.
     activation_basis : float32 of shape (P,)
     weight_basis : float32 of shape (Pw, O)
     """
 
     combine: str
+    codes: np.ndarray
     activation_basis: np.ndarray
     weight_basis: np.ndarray
 
 
-def basis_terms(x: Encoding, w: Encoding, channels: int) -> BasisTerms | None:
+def basis_terms(x: Encoding, w: BitPlanes) -> BasisTerms | None:
     """How to multiply codes when an encoding is learned, or its coefficients differ per output channel.
 
     Parameters
     ----------
-    x, w : Encoding
-        Activations whose code 0 is the number 0, and weights.
-    channels : int
-        Output channels O.
+    x : Encoding
+        Activations.
+    w : BitPlanes
+        Weights of shape (O, ...).
 
     Returns
     -------
     BasisTerms or None
-        None if code 0 of the activations is not 0, or the weights are neither symmetric around 0 nor 0 at code 0.
+        None if the coefficients of the activations differ per channel, or the weights' offset needs a 17th plane.
     """
-    if x.coefficients.ndim != 1 or np.any(x.offset != 0):
+    if x.coefficients.ndim != 1 or x.offset.ndim or x.scale.ndim:
         return None
-    scale = np.broadcast_to(w.scale.astype(np.float64), (channels,))
-    rows = np.broadcast_to(w.coefficients, (channels, w.planes)) * scale[:, None]
-    offset = np.broadcast_to(w.offset, (channels,)) * scale
+    channels = len(w.codes)
+    scale = np.broadcast_to(w.encoding.scale.astype(np.float64), (channels,))
+    rows = np.broadcast_to(w.encoding.coefficients, (channels, w.encoding.planes)) * scale[:, None]
+    offset = np.broadcast_to(w.encoding.offset, (channels,)) * scale
     activation = (x.coefficients * x.scale.astype(np.float64)).astype(np.float32)
     if not offset.any():
-        return BasisTerms("and", activation, rows.T.astype(np.float32))
-    if np.all(np.abs(offset + rows.sum(axis=1) / 2) <= 1e-6 * np.abs(rows).sum(axis=1)):
-        return BasisTerms("xor", activation, (rows.T / 2).astype(np.float32))
-    return None
+        return BasisTerms("and", w.codes, activation, rows.T.astype(np.float32))
+    if np.all(np.abs(offset + rows.sum(axis=1) / 2) <= LEVEL_TOLERANCE * np.abs(rows).sum(axis=1)):
+        return BasisTerms("xor", w.codes, activation, (rows.T / 2).astype(np.float32))
+    planes = w.encoding.planes
+    if planes == MAX_WEIGHT_PLANES:
+        return None
+    codes = w.codes.astype(np.uint8 if planes < MAX_PLANES else np.uint16)
+    codes |= codes.dtype.type(1 << planes)
+    return BasisTerms("and", codes, activation, np.concatenate([rows.T, offset[None]]).astype(np.float32))
+
+
+def offset_terms(x: Encoding, w: BitPlanes, taps: np.ndarray | None = None) -> np.ndarray:
+    """What :func:`basis_terms` leaves out: ``xo sum_k w_k`` over the taps inside the image, in units of 1.
+
+    Parameters
+    ----------
+    x : Encoding
+        Activations.
+    w : BitPlanes
+        Weights of shape (O, C, KH, KW).
+    taps : boolean array of shape (KH, KW), optional
+        True where the tap lies inside the image; all of them by default.
+
+    Returns
+    -------
+    float64 array of shape (O,)
+    """
+    inside = np.ones(w.codes.shape[2:], bool) if taps is None else taps
+    sums = (w.encoding.units(w.codes) * inside).sum(axis=(1, 2, 3))
+    scale = x.scale.astype(np.float64) * w.encoding.scale.astype(np.float64)
+    return x.offset * scale * sums + 0.0  # -0.0 becomes 0.0
 
 
 MAX_MULTIPLE = 128
@@ -591,6 +840,7 @@ def _unit(magnitudes: np.ndarray) -> float | None:
 def _smallest_alphabet(multiples: np.ndarray) -> tuple[Encoding, np.ndarray] | None:
     """The alphabet of the fewest planes that holds all the integers, and their codes; symmetric ones first."""
     levels = np.unique(multiples)
+    basis = _integer_basis(levels)
     for planes in range(1, MAX_PLANES + 1):
         candidates = [Encoding.equispaced(planes)]
         if planes == 2:
@@ -602,7 +852,24 @@ def _smallest_alphabet(multiples: np.ndarray) -> tuple[Encoding, np.ndarray] | N
                 order = np.argsort(units, kind="stable")
                 positions = np.searchsorted(units[order], multiples)
                 return encoding, order[positions].astype(np.uint8)
+        if basis is not None and basis[0].planes == planes:
+            return basis[0], basis[1][np.searchsorted(levels, multiples)]
     return None
+
+
+def _integer_basis(levels: np.ndarray) -> tuple[Encoding, np.ndarray] | None:
+    """An encoding of at most 16 integers that are sums of fewer, such as powers of two, and the code of each level."""
+    if len(levels) > MAX_LEVELS:
+        return None
+    basis = min((form(tuple(levels.tolist())) for form in (_and_basis, _xor_basis)), key=lambda b: len(b.coefficients))
+    if not 1 <= len(basis.coefficients) <= MAX_PLANES:
+        return None
+    # In halves of the unit the coefficients of a symmetric basis are even, which the XOR of dot_terms needs.
+    parts = 1 if basis.offset == 0 else 2
+    coefficients, offset = (
+        np.round(parts * np.array(number)).astype(np.int64) for number in (basis.coefficients, basis.offset)
+    )
+    return Encoding(coefficients, offset, np.array(1 / parts)), np.array(basis.codes, np.uint8)
 
 
 def _pack(plane: np.ndarray) -> np.ndarray:

@@ -29,7 +29,7 @@ from tvm import relax, tirx
 from tvm.ir import Call, GenericConst, Op, TupleType, make_node, register_op_attr
 
 from tvmq import errors
-from tvmq.bitplanes import BasisTerms, Encoding
+from tvmq.bitplanes import BasisTerms, Encoding, window_classes
 from tvmq.kernels.packing import pack_activations, unpack_activations
 from tvmq.kernels.workload import Conv2dWorkload, Integer, Thresholds
 
@@ -145,7 +145,7 @@ def dequantize(codes: relax.Expr, coefficients: relax.Expr, offset: relax.Expr, 
 
     Parameters
     ----------
-    codes : uint8 of any shape
+    codes : uint8 of any shape, or uint16 for constants of more than eight planes
     coefficients : int32 or float32 of shape (P,) or (O, P)
     offset : of the same dtype, shape () or (O,)
     scale : float32 of shape () or (O,)
@@ -294,8 +294,8 @@ _define(
 
 def basis_conv2d(
     x: relax.Expr,
-    w: relax.Expr,
     terms: BasisTerms,
+    bias: np.ndarray,
     strides: Sequence[int] = (1, 1),
     padding: Sequence[int] = (0, 0, 0, 0),
     dilation: Sequence[int] = (1, 1),
@@ -305,8 +305,11 @@ def basis_conv2d(
     Parameters
     ----------
     x : uint8 codes of shape (N, C, H, W)
-    w : uint8 codes of shape (O, C, KH, KW)
     terms : BasisTerms
+        With weights of shape (O, C, KH, KW).
+    bias : float32 of shape (1, 1, O), or (RC, CC, O)
+        What the offset of the activations contributes, for each class of rows and columns of
+        :func:`tvmq.bitplanes.window_classes` if they differ.
     strides, dilation : (int, int)
     padding : (top, left, bottom, right)
 
@@ -316,11 +319,12 @@ def basis_conv2d(
 
     Notes
     -----
-    The integers S_ij are exact; the sums over i, then j, are in that order, in fused multiply-adds from 0 on.
+    The integers S_ij are exact; the sums over i, then j, are in that order, in fused multiply-adds from 0 and from the
+    bias on.
     """
     return _call(
         "basis_conv2d",
-        [x, w, constant(terms.activation_basis), constant(terms.weight_basis)],
+        [x, *_basis_constants(terms, bias)],
         combine=terms.combine,
         strides=_integers(strides),
         padding=_integers(padding),
@@ -328,13 +332,24 @@ def basis_conv2d(
     )
 
 
-def _basis_product(call: Call, matrix: np.ndarray, w: np.ndarray, *bases: np.ndarray) -> np.ndarray:
-    """(M, K) times (O, K) codes to float32 (M, O)."""
-    activation_basis, weight_basis = bases
+def _basis_constants(terms: BasisTerms, bias: np.ndarray) -> list[relax.Expr]:
+    arrays = (terms.codes, terms.activation_basis, terms.weight_basis, bias.astype(np.float32))
+    return [constant(array) for array in arrays]
+
+
+def _basis_product(
+    call: Call,
+    matrix: np.ndarray,
+    w: np.ndarray,
+    activation_basis: np.ndarray,
+    weight_basis: np.ndarray,
+    bias: np.ndarray,
+) -> np.ndarray:
+    """(M, K) times (O, K) codes to float32 (M, O), from a bias on that broadcasts to it."""
     signed = str(call.attrs["combine"]) == "xor"
-    result = np.zeros((len(matrix), len(w)), np.float32)
+    result = np.broadcast_to(bias, (len(matrix), len(w)))
     for j, weights in enumerate(weight_basis):
-        plane = ((w >> np.uint8(j)) & np.uint8(1)).astype(np.int8)
+        plane = ((w >> np.uint8(j)) & w.dtype.type(1)).astype(np.int8)
         bits = 2 * plane - 1 if signed else plane
         total = np.full(result.shape, np.float32(-0.0))
         for i, activation in enumerate(activation_basis):
@@ -344,27 +359,48 @@ def _basis_product(call: Call, matrix: np.ndarray, w: np.ndarray, *bases: np.nda
     return result
 
 
-def _basis_conv2d_reference(call: Call, x: np.ndarray, w: np.ndarray, *bases: np.ndarray) -> np.ndarray:
-    windows = _windows(x, pair(w.shape[2:]), call.attrs)
+def _basis_conv2d_reference(
+    call: Call, x: np.ndarray, w: np.ndarray, activation_basis: np.ndarray, weight_basis: np.ndarray, bias: np.ndarray
+) -> np.ndarray:
+    attrs, kernel = call.attrs, pair(w.shape[2:])
+    windows = _windows(x, kernel, attrs)
     batch, _, rows, columns = windows.shape[:4]
     matrix = windows.transpose(0, 2, 3, 1, 4, 5).reshape(batch * rows * columns, -1)
-    product = _basis_product(call, matrix, w.reshape(len(w), -1), *bases)
+    start = bias[0]
+    if bias.shape[:2] != (1, 1):
+        geometry = (pair(attrs["strides"]), sides(attrs["padding"]), pair(attrs["dilation"]))
+        classes = [index for index, _ in window_classes(x.shape[2:], kernel, *geometry)]
+        start = np.tile(_per_pixel(bias, classes).reshape(rows * columns, -1), (batch, 1))
+    product = _basis_product(call, matrix, w.reshape(len(w), -1), activation_basis, weight_basis, start)
     return np.ascontiguousarray(product.reshape(batch, rows, columns, len(w)).transpose(0, 3, 1, 2))
 
 
 _define("basis_conv2d", lambda call: relax.TensorType(_shape_of_conv2d(call), "float32"), _basis_conv2d_reference)
 
 
-def basis_dense(x: relax.Expr, w: relax.Expr, terms: BasisTerms) -> Call:
-    """Matrix product of codes (N, K) and (O, K) in learned bases, float32; see :func:`basis_conv2d`."""
-    bases = [constant(terms.activation_basis), constant(terms.weight_basis)]
-    return _call("basis_dense", [x, w, *bases], combine=terms.combine)
+def basis_dense(x: relax.Expr, terms: BasisTerms, bias: np.ndarray) -> Call:
+    """Matrix product of codes in learned bases; see :func:`basis_conv2d`.
+
+    Parameters
+    ----------
+    x : uint8 codes of shape (N, K)
+    terms : BasisTerms
+        With weights of shape (O, K).
+    bias : float32 of shape (1, 1, O)
+
+    Returns
+    -------
+    Call of type float32, shape (N, O)
+    """
+    return _call("basis_dense", [x, *_basis_constants(terms, bias)], combine=terms.combine)
 
 
 _define(
     "basis_dense",
     lambda call: relax.TensorType([_shape(call.args[0])[0], _shape(call.args[1])[0]], "float32"),
-    _basis_product,
+    lambda call, x, w, activation_basis, weight_basis, bias: _basis_product(
+        call, x, w, activation_basis, weight_basis, bias[0]
+    ),
 )
 
 

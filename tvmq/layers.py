@@ -160,4 +160,4 @@ def _why_float(call: Call, definitions: dict[relax.Var, relax.Expr]) -> str:
         return "its input is not quantized"
     if is_call(call, "relax.nn.conv2d") and int(call.attrs["groups"]) != 1:
         return "grouped convolutions have no packed kernel"
-    return "its weights are not ±1"
+    return "its weights lie on too many levels for bit planes"

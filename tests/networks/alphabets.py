@@ -1,4 +1,4 @@
-"""Weight alphabets as integers, in units of a scale."""
+"""Weight alphabets: integers in units of a scale, learned bases, and levels without structure."""
 
 from __future__ import annotations
 
@@ -14,3 +14,9 @@ PLANES = {
     name: 1 if name in ("binary", "unsigned1") else 2 if name == "ternary" else int(name[-1]) for name in ALPHABETS
 }
 """Bit planes that hold each alphabet."""
+
+LEARNED = {f"learned{bits}": bits for bits in (1, 2, 3)}
+"""Numbers in the basis of each output channel, whose sums with signs are the channel's levels."""
+
+LEVELS = {f"levels{count}": count for count in (3, 5, 12, 16)}
+"""How many levels without structure a weight has, in all or in each output channel."""

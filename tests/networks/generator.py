@@ -17,7 +17,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from .alphabets import ALPHABETS
+from .alphabets import ALPHABETS, LEARNED, LEVELS
 
 MOST_CHANNELS = 40
 DECIDED = 1e-4
@@ -118,6 +118,11 @@ class Network:
 # --- growing ----------------------------------------------------------------------------------------------------
 
 
+def _bits(codes: np.ndarray, count: int) -> np.ndarray:
+    """Bits of codes along a new last axis."""
+    return (codes[..., None] >> np.arange(count)) & 1
+
+
 def window_outputs(size: int, kernel: int, stride: int, padding: int, dilation: int, ceil: bool = False) -> int:
     """How many positions a window has along one axis."""
     room = size + 2 * padding - dilation * (kernel - 1) - 1
@@ -154,13 +159,28 @@ class _Grower:
     def quantizer(self, x: int, signs: bool = True) -> int:
         """One of the forms in which networks write a staircase."""
         forms = ("sign", "greater", "descending", "three") if signs and self.chance(3) else ()
-        form = self.among((*forms, "unsigned", "signed", "floor", "odd")) if not forms else self.among(forms)
+        form = self.among(forms or ("unsigned", "signed", "floor", "odd", "learned", "uneven"))
+        if form in ("learned", "uneven"):
+            return self.learned_quantizer(x, form)
         bits = 1 if forms else self.choices.integer(1, 4)
         if form == "signed" and bits == 1:
             form = "unsigned"
         step = float(np.float32(self.among((0.25, 0.3, 0.7, 1.0)) * (4.0 / 2**bits if bits < 4 else 1.0)))
         edge = float(np.float32(self.among((0.0, 0.1, -0.37))))
         return self.add("quantizer", [x], self.shape(x), form=form, bits=bits, step=step, edge=edge)
+
+    def learned_quantizer(self, x: int, form: str) -> int:
+        """Levels that are subset sums of a basis, or any; thresholds between them."""
+        bits = self.choices.integer(1, 3)
+        if form == "learned":
+            basis = self.random.uniform(0.5, 1, bits) * 1.7 ** np.arange(bits)
+            levels = np.sort(_bits(np.arange(2**bits), bits) @ basis)
+        else:
+            levels = np.cumsum(self.random.uniform(0.2, 0.7, bits + 2))
+        levels += self.among((-levels[0], -levels.mean(), 0.3))
+        levels = levels.astype(np.float32)
+        thresholds = (levels[1:] + levels[:-1]) / 2
+        return self.add("quantizer", [x], self.shape(x), form=form, bits=bits, levels=levels, thresholds=thresholds)
 
     def input_quantizer(self, x: int) -> int:
         if self.chance(2):
@@ -203,8 +223,8 @@ class _Grower:
         deviation = float(np.prod(shape[1:])) ** -0.5
         if alphabet is None:
             return "float", (self.normal(*shape) * np.float32(deviation)).astype(np.float32)
-        units = self.random.choice(np.array(ALPHABETS[alphabet], np.float32), shape)
-        if 0 in ALPHABETS[alphabet] and self.chance(8):
+        units = self.units(shape, alphabet)
+        if 0 in ALPHABETS.get(alphabet, (0,)) and self.chance(8):
             units[0] = 0
         scale = self.random.uniform(0.5, 2, shape[0] if self.chance(2) else 1)
         if self.chance(4):
@@ -215,8 +235,26 @@ class _Grower:
         self.shared[shape] = alphabet, (units * scale).astype(np.float32)
         return self.shared[shape]
 
+    def units(self, shape: tuple[int, ...], alphabet: str) -> np.ndarray:
+        """A weight on an alphabet without its scale."""
+        if alphabet in ALPHABETS:
+            return self.random.choice(np.array(ALPHABETS[alphabet], np.float32), shape)
+        channel = [shape[0], *([1] * (len(shape) - 1))]
+        if alphabet in LEARNED:
+            bits = LEARNED[alphabet]
+            basis = self.random.uniform(0.5, 1, (*channel, bits)) * 1.7 ** np.arange(bits)
+            signed = 2 * _bits(self.random.integers(0, 2**bits, shape), bits) - 1
+            offset = self.random.normal(size=channel) if self.chance(4) else 0.0
+            return (signed * basis).sum(axis=-1) + offset
+        rows = shape[0] if self.chance(2) else 1
+        levels = self.random.normal(size=(rows, LEVELS[alphabet]))
+        if self.chance(3):
+            levels[:, 1::2] = -levels[:, : levels.shape[1] // 2 * 2 : 2]
+        picked = self.random.integers(0, levels.shape[1], shape)
+        return levels[np.arange(shape[0]).reshape(channel) % rows, picked]
+
     def alphabet(self) -> str | None:
-        return None if self.chance(12) else self.among(list(ALPHABETS))
+        return None if self.chance(12) else self.among([*ALPHABETS, *LEARNED, *LEVELS])
 
     def conv(self, x: int, outputs: int, kernel: int | None = None, stride: int | None = None) -> int:
         _, height, width = self.shape(x)
@@ -398,6 +436,10 @@ def grow(choices: Choices) -> Network:
 
 def _steps(form: dict[str, Any], x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Values of a quantizer, and how far each x is from the nearest threshold."""
+    if form["form"] in ("learned", "uneven"):
+        thresholds = form["thresholds"].astype(np.float64)
+        values = form["levels"].astype(np.float64)[np.searchsorted(thresholds, x, side="left")]
+        return values, np.abs(x[..., None] - thresholds).min(axis=-1)
     bits, step, edge = form["bits"], form["step"], form["edge"]
     half = 2 ** (bits - 1)
     name = form["form"]
@@ -519,6 +561,8 @@ def _scalar(value: float) -> relax.Expr:
 def _staircase(builder: relax.BlockBuilder, x: relax.Expr, form: dict[str, Any]) -> relax.Expr:
     """A quantizer as frontends write it: one elementwise operator after the other."""
     op, emit = relax.op, builder.emit
+    if form["form"] in ("learned", "uneven"):
+        return _sum_of_steps(builder, x, form["levels"], form["thresholds"])
     bits, step, edge = form["bits"], form["step"], form["edge"]
     half = 2 ** (bits - 1)
     name = form["form"]
@@ -541,6 +585,17 @@ def _staircase(builder: relax.BlockBuilder, x: relax.Expr, form: dict[str, Any])
     low, high = (0, 2**bits - 1) if name == "unsigned" else (-half, half - 1)
     level = emit(op.clip(emit(op.round(scaled)), float(low), float(high)))
     return emit(op.multiply(level, _scalar(step)))
+
+
+def _sum_of_steps(builder: relax.BlockBuilder, x: relax.Expr, levels: np.ndarray, thresholds: np.ndarray) -> relax.Expr:
+    """The lowest level, and what each threshold adds to it."""
+    op, emit = relax.op, builder.emit
+    result = None
+    for threshold, low, high in zip(thresholds, levels[:-1], levels[1:], strict=True):
+        values = (low, high) if result is None else (0, high - low)
+        step = emit(op.where(emit(op.greater(x, _scalar(threshold))), _scalar(values[1]), _scalar(values[0])))
+        result = step if result is None else emit(op.add(result, step))
+    return result
 
 
 def _channelwise(array: np.ndarray, x: relax.Expr) -> relax.Expr:

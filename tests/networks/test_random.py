@@ -61,5 +61,6 @@ def test_the_generator_reaches_every_kind_of_node_and_quantizer():
     kinds = {node.kind for node in nodes}
     assert {"add", "concat", "average_pool", "max_pool", "dense", "flatten", "batch_norm", "tanh"} <= kinds
     forms = {node.attributes["form"] for node in nodes if node.kind == "quantizer"}
-    assert forms == {"sign", "greater", "descending", "three", "unsigned", "signed", "floor", "odd"}
+    uniform = {"sign", "greater", "descending", "three", "unsigned", "signed", "floor", "odd"}
+    assert forms == uniform | {"learned", "uneven"}
     assert any(node.kind == "conv" and node.attributes["groups"] > 1 for node in nodes)

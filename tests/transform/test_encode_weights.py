@@ -1,4 +1,4 @@
-"""±1 weights become codes, others do not."""
+"""Weights on few levels become codes, others do not."""
 
 from __future__ import annotations
 
@@ -125,6 +125,62 @@ def test_ternary_weights_get_two_planes(assert_same):
 def test_other_weights_stay_float(assert_same):
     module = convolution(np.random.default_rng(0).normal(size=(5, 4, 3, 3)).astype(np.float32))
     assert_same(EncodeWeights()(module), module)
+
+
+@pytest.mark.parametrize("count, dtype", [(5, np.uint8), (16, np.uint16)])
+def test_any_levels_get_a_plane_each(assert_same, count, dtype):
+    levels = np.sqrt(np.arange(2, 60)[np.arange(58) % 4 != 2][:count]).astype(np.float32)
+    picked = np.random.default_rng(2).integers(0, count, (5, 40, 3, 3))
+    codes = constant((1 << picked).astype(dtype))
+    encoding = encoding_constants(Encoding.learned(levels))
+    value = constant(levels[picked])
+
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(q: R.Tensor((1, 40, 6, 6), "uint8")):
+            with R.dataflow():
+                b = dequantize(q, *SIGN)
+                conv1 = R.nn.conv2d(b, value)
+                R.output(conv1)
+            return conv1
+
+    @I.ir_module
+    class Expected:
+        @R.function
+        def main(q: R.Tensor((1, 40, 6, 6), "uint8")):
+            with R.dataflow():
+                b = dequantize(q, *SIGN)
+                w = dequantize(codes, *encoding)
+                conv1 = R.nn.conv2d(b, w)
+                R.output(conv1)
+            return conv1
+
+    assert_same(EncodeWeights()(Before), Expected)
+
+
+def test_seventeen_levels_stay_float(assert_same):
+    module = convolution(np.resize(np.sqrt(np.arange(2, 19, dtype=np.float32)), (5, 4, 3, 3)))
+    assert_same(EncodeWeights()(module), module)
+
+
+def test_products_without_a_packed_kernel_keep_their_weights(assert_same):
+    depthwise, matrix = constant(SIGNS[:4, :1]), constant(MATRIX.T.copy())
+
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(q: R.Tensor((1, 4, 6, 6), "uint8"), r: R.Tensor((2, 3, 7), "uint8")):
+            with R.dataflow():
+                a = dequantize(q, *SIGN)
+                b = dequantize(r, *SIGN)
+                grouped = R.nn.conv2d(a, depthwise, groups=4)
+                batched = R.matmul(b, matrix)
+                out = (grouped, batched)
+                R.output(out)
+            return out
+
+    assert_same(EncodeWeights()(Before), Before)
 
 
 def test_a_float_operand_keeps_its_weights(assert_same):

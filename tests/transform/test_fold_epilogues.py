@@ -12,9 +12,11 @@ from tvm.script import relax as R
 from tvm.script import tirx as T
 
 from tvmq import golden
-from tvmq.bitplanes import Encoding
+from tvmq.bitplanes import BasisTerms, BitPlanes, Encoding
 from tvmq.dialect import (
     affine,
+    basis_conv2d,
+    basis_dense,
     constant,
     conv2d,
     dense,
@@ -403,6 +405,130 @@ def test_a_product_with_several_readers_is_computed_once(assert_same):
             return out
 
     assert_same(FoldEpilogues()(Before), Expected)
+
+
+# Two planes per channel whose codes are sums with signs; activations are 0.5 or 2.5.
+BASIS = np.array([[1.0, 2.5], [-1.5, 0.25], [2.0, 0.75]])
+TWO_BITS = np.random.default_rng(1).integers(0, 4, (3, 4, 3, 3), dtype=np.uint8)
+LEARNED = Encoding.learned(2 * BASIS, -BASIS.sum(axis=1))
+SHIFTED = Encoding.learned(np.array([2.0]), np.array(0.5))
+TERMS = BasisTerms("xor", TWO_BITS, np.array([2.0], np.float32), BASIS.T.astype(np.float32))
+
+
+def test_an_offset_of_activations_is_a_bias_per_border_class_of_learned_bases(assert_same):
+    limits, direction = constant(np.full((1, 3), -1, np.float32)), constant(np.ones(3, np.float32))
+    values = BitPlanes(TWO_BITS, LEARNED).dense()
+    # Rows of the window inside the image: all but the first, all, all but the last.
+    inside = [slice(1, 3), slice(0, 3), slice(0, 2)]
+    # The classes are in lexicographic order of (is inside) per tap.
+    order = [inside[0], inside[2], inside[1]]
+    bias = np.array([[0.5 * values[:, :, rows, columns].sum(axis=(1, 2, 3)) for columns in order] for rows in order])
+
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(q: R.Tensor((1, 4, 6, 6), "uint8")):
+            with R.dataflow():
+                x = dequantize(q, *encoding_constants(SHIFTED))
+                w = dequantize(constant(TWO_BITS), *encoding_constants(LEARNED))
+                conv1 = R.nn.conv2d(x, w, padding=[1, 1, 1, 1])
+                y = R.add(conv1, R.const(1.0, "float32"))
+                q2 = quantize(y, ZERO, BITS)
+                R.output(q2)
+            return q2
+
+    @I.ir_module
+    class Expected:
+        @R.function
+        def main(q: R.Tensor((1, 4, 6, 6), "uint8")):
+            with R.dataflow():
+                conv1 = basis_conv2d(q, TERMS, bias, padding=[1, 1, 1, 1])
+                q2 = float_threshold(conv1, direction, limits, BITS)
+                R.output(q2)
+            return q2
+
+    assert_same(FoldEpilogues()(Before), Expected)
+
+
+def test_without_padding_or_offset_the_bias_is_one_per_channel(assert_same):
+    values = BitPlanes(TWO_BITS, LEARNED).dense()
+    bias = 0.5 * values.sum(axis=(1, 2, 3))[None, None]
+
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(q: R.Tensor((1, 4, 6, 6), "uint8"), r: R.Tensor((1, 4, 6, 6), "uint8")):
+            with R.dataflow():
+                x = dequantize(q, *encoding_constants(SHIFTED))
+                z = dequantize(r, *encoding_constants(Encoding.unsigned(2)))
+                w = dequantize(constant(TWO_BITS), *encoding_constants(LEARNED))
+                conv1 = R.nn.conv2d(x, w)
+                conv2 = R.nn.conv2d(z, w, padding=[1, 1, 1, 1])
+                out = (conv1, conv2)
+                R.output(out)
+            return out
+
+    unsigned = BasisTerms("xor", TWO_BITS, np.array([1.0, 2.0], np.float32), TERMS.weight_basis)
+
+    @I.ir_module
+    class Expected:
+        @R.function
+        def main(q: R.Tensor((1, 4, 6, 6), "uint8"), r: R.Tensor((1, 4, 6, 6), "uint8")):
+            with R.dataflow():
+                conv1 = basis_conv2d(q, TERMS, bias)
+                conv2 = basis_conv2d(r, unsigned, np.zeros((1, 1, 3)), padding=[1, 1, 1, 1])
+                out = (conv1, conv2)
+                R.output(out)
+            return out
+
+    assert_same(FoldEpilogues()(Before), Expected)
+
+
+def test_an_offset_of_weights_is_a_plane_of_ones(assert_same):
+    codes = np.array([[0, 1, 1, 0], [1, 1, 0, 1]], np.uint8)
+    encoding = Encoding.learned(np.array([[1.5], [0.5]]), np.array([0.25, -3.0]))
+    # Activations are -1 or 1.
+    bias = -BitPlanes(codes, encoding).dense().sum(axis=1)[None, None]
+    rows = np.array([[1.5, 0.5], [0.25, -3.0]], np.float32)
+    terms = BasisTerms("and", codes | np.uint8(2), np.array([2.0], np.float32), rows)
+
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(q: R.Tensor((5, 4), "uint8")):
+            with R.dataflow():
+                x = dequantize(q, *SIGN)
+                w = dequantize(constant(codes), *encoding_constants(encoding))
+                t = R.permute_dims(w, [1, 0])
+                fc = R.matmul(x, t)
+                R.output(fc)
+            return fc
+
+    @I.ir_module
+    class Expected:
+        @R.function
+        def main(q: R.Tensor((5, 4), "uint8")):
+            with R.dataflow():
+                fc = basis_dense(q, terms, bias)
+                R.output(fc)
+            return fc
+
+    assert_same(FoldEpilogues()(Before), Expected)
+
+
+def test_borders_of_an_image_of_unknown_size_stay_float(assert_same):
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(q: R.Tensor((1, 4, "h", 6), "uint8")):
+            with R.dataflow():
+                x = dequantize(q, *encoding_constants(SHIFTED))
+                w = dequantize(constant(TWO_BITS), *encoding_constants(LEARNED))
+                conv1 = R.nn.conv2d(x, w, padding=[1, 1, 1, 1])
+                R.output(conv1)
+            return conv1
+
+    assert_same(FoldEpilogues()(Before), Before)
 
 
 @settings(max_examples=100)

@@ -12,9 +12,11 @@ from tvm.script import ir as I
 from tvm.script import relax as R
 
 from tvmq import golden
-from tvmq.bitplanes import Encoding
+from tvmq.bitplanes import BasisTerms, Encoding, window_classes
 from tvmq.dialect import (
     affine,
+    basis_conv2d,
+    basis_dense,
     bitpack,
     bitserial_conv2d,
     bitunpack,
@@ -249,6 +251,35 @@ def test_lowered_networks_are_exact(target, geometry, encoding, channels):
     assert not any(name in text for name in ('"tvmq.conv2d"', '"tvmq.dense"', "tvmq.threshold", "bitunpack"))
     q = np.random.default_rng(seed).integers(0, 2**encoding.planes, (2, channels, 13, 12), dtype=np.uint8)
     np.testing.assert_array_equal(golden.interpret(lowered, [q])[0], golden.interpret(module, [q])[0])
+
+
+@pytest.mark.parametrize("target", [WIDE, BYTES], ids=lambda target: target.name)
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("combine, planes, channels", [("xor", 2, 3), ("and", 3, 40), ("and", 16, 33)])
+def test_learned_bases_with_a_bias_per_border_class_are_exact(target, geometry, combine, planes, channels, random):
+    kernel, stride, padding, dilation = geometry
+    codes = random.integers(0, 2**planes, (11, channels, kernel, kernel)).astype(np.uint8 if planes <= 8 else np.uint16)
+    bases = (random.normal(size=shape).astype(np.float32) for shape in ((2,), (planes, 11)))
+    terms = BasisTerms(combine, codes, *bases)
+    axes = window_classes((13, 12), (kernel, kernel), (stride, stride), (padding,) * 4, (dilation, dilation))
+    bias = random.normal(size=(len(axes[0][1]), len(axes[1][1]), 11))
+    matrix = BasisTerms(combine, codes.reshape(11, -1)[:, :channels], terms.activation_basis, terms.weight_basis)
+    builder = relax.BlockBuilder()
+    q = relax.Var("q", relax.TensorType((2, channels, 13, 12), "uint8"))
+    rows = relax.Var("rows", relax.TensorType((5, channels), "uint8"))
+    with builder.function("main", [q, rows]):
+        with builder.dataflow():
+            image = basis_conv2d(q, terms, bias, (stride, stride), (padding,) * 4, (dilation, dilation))
+            results = [builder.emit(image), builder.emit(basis_dense(rows, matrix, bias[:1, :1]))]
+            output = builder.emit_output(relax.Tuple(results))
+        builder.emit_func_output(output)
+    module = builder.get()
+    lowered = LowerBitserial(target)(module)
+    workloads = [workload_of(call) for call in calls(lowered, "tvmq.bitserial_conv2d")]
+    assert [(w.weight_planes, w.has_border_classes) for w in workloads] == [(planes, padding > 0), (planes, False)]
+    arrays = [random.integers(0, 4, shape, dtype=np.uint8) for shape in ((2, channels, 13, 12), (5, channels))]
+    for actual, expected in zip(golden.interpret(lowered, arrays), golden.interpret(module, arrays), strict=True):
+        np.testing.assert_array_equal(actual, expected)
 
 
 def test_a_first_layer_of_few_channels_packs_its_windows():

@@ -134,7 +134,7 @@ def test_of_levels_that_are_not_equispaced_the_equispaced_part_is_taken():
         @R.function
         def main(x: R.Tensor((2, 3), "float32")):
             with R.dataflow():
-                a = R.clip(R.floor(x), T.float64(0.0), T.float64(2.0))
+                a = R.clip(R.floor(x), T.float64(0.0), T.float64(6.0))
                 b = R.tanh(a)
                 c = R.exp(b)
                 R.output(c)
@@ -142,6 +142,36 @@ def test_of_levels_that_are_not_equispaced_the_equispaced_part_is_taken():
 
     text = RecognizeQuantizers()(Before).script(show_meta=False)
     assert "R.tanh(a)" in text and "tvmq.quantize(x" in text and "R.floor" not in text
+
+
+def test_a_few_levels_need_not_be_equispaced(assert_same):
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(x: R.Tensor((2, 3), "float32")):
+            with R.dataflow():
+                a = R.where(R.greater_equal(x, R.const(0.0)), R.const(0.0), R.const(-0.5))
+                b = R.where(R.greater_equal(x, R.const(1.0)), R.const(1.25), R.const(0.0))
+                c = R.where(R.greater_equal(x, R.const(2.0)), R.const(0.625), R.const(0.0))
+                d = R.add(R.add(a, b), c)
+                R.output(d)
+            return d
+
+    thresholds = constant(np.array([0, 1, 2], np.float32))
+    encoding = Encoding.learned(np.array([0.5, 1.75, 2.375]), np.array(-0.5))
+    codes = constant(np.array([0, 1, 2, 4], np.uint8))
+
+    @I.ir_module
+    class Expected:
+        @R.function
+        def main(x: R.Tensor((2, 3), "float32")):
+            with R.dataflow():
+                q = quantize(x, thresholds, codes)
+                d = dequantize(q, *encoding_constants(encoding))
+                R.output(d)
+            return d
+
+    assert_same(RecognizeQuantizers()(Before), Expected)
 
 
 def test_a_threshold_per_channel_is_no_scalar_chain(assert_same):

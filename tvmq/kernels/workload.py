@@ -204,8 +204,9 @@ class Conv2dWorkload:
             raise ValueError(f"lanes must be 8, 16, 32 or 64, got {self.lanes}")
 
     def _check_planes(self) -> None:
-        if not 1 <= self.activation_planes <= 8 or not 1 <= self.weight_planes <= 8:
-            raise ValueError(f"1 to 8 planes, got {self.activation_planes} and {self.weight_planes}")
+        if not 1 <= self.activation_planes <= 8 or not 1 <= self.weight_planes <= 16:
+            planes = f"{self.activation_planes} and {self.weight_planes}"
+            raise ValueError(f"activations have 1 to 8 planes and weights 1 to 16, got {planes}")
         if self.combine not in ("xor", "and"):
             raise ValueError(f"combine must be 'xor' or 'and', got {self.combine!r}")
         if len(self.plane_class) != self.activation_planes:

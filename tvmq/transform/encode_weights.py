@@ -11,7 +11,9 @@ After::
     w = tvmq.dequantize(weight_codes, coefficients, offset, scale)
     conv1 = R.nn.conv2d(b, w)
 
-A product with a float operand stays as it is: there is nothing exact to gain from its weights' alphabet.
+Integers, learned bases and any other sets of at most 16 levels count as alphabets, one for the tensor or one per output
+channel; the fewest bit planes win (see :mod:`tvmq.bitplanes`).  A product with a float operand, or one that has no
+packed kernel, stays as it is: there is nothing exact to gain from its weights' alphabet.
 """
 
 from __future__ import annotations
@@ -25,10 +27,18 @@ from tvm.ir import Call
 
 from tvmq import dialect
 from tvmq.bitplanes import BitPlanes
-from tvmq.dialect import constant_value, is_call
+from tvmq.dialect import constant_value, encoding_of, is_call
 from tvmq.transform.rewriter import BindingRewriter
 
 __all__ = ["EncodeWeights"]
+
+
+def _is_packable(call: Call) -> bool:
+    """Whether a convolution is dense in its channels, or a matrix product takes one vector per sample."""
+    if is_call(call, "relax.matmul"):
+        return len(call.args[0].ty.shape) == 2
+    layouts = (call.attrs["data_layout"], call.attrs["kernel_layout"])
+    return int(call.attrs["groups"]) == 1 and layouts == ("NCHW", "OIHW")
 
 
 class _Encoder(BindingRewriter):
@@ -39,7 +49,8 @@ class _Encoder(BindingRewriter):
 
     def linear(self, variable: relax.Var, call: Call) -> relax.Var:
         data, weight = (self.substitute(argument) for argument in call.args)
-        if is_call(self.definition(data), "tvmq.dequantize"):
+        codes = self.definition(data)
+        if is_call(codes, "tvmq.dequantize") and encoding_of(codes).coefficients.ndim == 1 and _is_packable(call):
             weight = self.encoded_weight(call, weight, f"{variable.name}_weight")
         return self.emit(Call(call.op, [data, weight], call.attrs, call.ty_args), variable.name)
 
@@ -55,7 +66,7 @@ class _Encoder(BindingRewriter):
             return weight
         if is_matmul and not transposed:
             array = np.ascontiguousarray(array.T)
-        planes = BitPlanes.of_values(array) or BitPlanes.of_basis_values(array)
+        planes = BitPlanes.of_weights(array)
         if planes is None:
             return weight
         dequantized = self.emit(

@@ -29,6 +29,13 @@ case:
   where the alphabet has no negatives, or x is a float, the comparison is with ``direction * x``;
 * a constant f (gamma zero): all thresholds of the channel lie at one end of the numbers.
 
+**Learned bases.**  Where the values of either operand are no integers, or the weights' coefficients differ per channel,
+the product is ``tvmq.basis_conv2d`` or ``tvmq.basis_dense``, a float32 by definition (see :mod:`tvmq.bitplanes`), and
+what follows folds into float thresholds.  An offset of the activations is a bias per channel and border class::
+
+    conv1 = tvmq.basis_conv2d(q, weight_codes, activation_basis, weight_basis, bias)
+    q2 = tvmq.float_threshold(conv1, direction, float_thresholds, codes)
+
 **Max-pool** commutes with monotone functions: max over f = f of max, or f of min where f decreases.  So pooling moves
 behind the threshold and works on codes; ``minimum`` marks the channels in which what follows the pool decreases.
 
@@ -50,8 +57,8 @@ from tvm import relax
 from tvm.ir import Call
 
 from tvmq import dialect
-from tvmq.bitplanes import basis_terms
-from tvmq.dialect import constant_array, constant_value, encoding_of, is_call
+from tvmq.bitplanes import BitPlanes, Encoding, basis_terms, border_constants, offset_terms, window_classes
+from tvmq.dialect import constant_array, constant_value, encoding_of, is_call, pair, sides
 from tvmq.errors import ModelError
 from tvmq.transform.floats import LARGEST_KEY, SMALLEST_KEY, float_of_key
 from tvmq.transform.monotone import POOLS, RESHAPES, Chain, Function, monotone_function, operand_of
@@ -149,6 +156,26 @@ def _first(reached: Callable[[np.ndarray], np.ndarray], shape: tuple[int, int], 
     return high
 
 
+def _basis_product(call: Call, data: relax.Expr, x: Encoding, w: BitPlanes) -> Call | None:
+    """The product of codes ``data`` and weights in learned bases; None if there is none."""
+    terms = basis_terms(x, w)
+    if terms is None:
+        return None
+    if is_call(call, "relax.matmul"):
+        bias = offset_terms(x, BitPlanes(w.codes[:, :, None, None], w.encoding))
+        return dialect.basis_dense(data, terms, bias[None, None])
+    strides, padding, dilation = pair(call.attrs["strides"]), sides(call.attrs["padding"]), pair(call.attrs["dilation"])
+    if x.offset == 0 or not any(padding):
+        bias = offset_terms(x, w)[None, None]
+    else:
+        size = list(data.ty.shape)[2:]
+        if any(map(dialect.is_symbolic, size)):
+            return None
+        axes = window_classes(pair(size), pair(w.codes.shape[2:]), strides, padding, dilation)
+        bias = border_constants(lambda taps: offset_terms(x, w, taps), axes)
+    return dialect.basis_conv2d(data, terms, bias, strides, padding, dilation)
+
+
 class _Folder(BindingRewriter):
     def bind(self, variable: relax.Var, value: relax.Expr) -> Any:
         if is_call(value, "relax.nn.conv2d", "relax.matmul"):
@@ -185,16 +212,14 @@ class _Folder(BindingRewriter):
             int(attrs["groups"]) != 1 or (attrs["data_layout"], attrs["kernel_layout"]) != ("NCHW", "OIHW")
         ):
             return None
-        geometry = () if is_dense else (attrs["strides"], attrs["padding"], attrs["dilation"])
-        operands = (data.args[0], weight.args[0])
         if not (x.is_integer and w.is_integer) or x.coefficients.ndim + w.coefficients.ndim > 2:
-            terms = basis_terms(x, w, len(codes))
-            if terms is None:
+            product = _basis_product(call, data.args[0], x, BitPlanes(codes, w))
+            if product is None:
                 return None
-            multiply = dialect.basis_dense if is_dense else dialect.basis_conv2d
-            numbers = self.emit(multiply(*operands, terms, *geometry), variable.name)
+            numbers = self.emit(product, variable.name)
             return _Epilogue(variable, call, numbers, Chain(variable.name, len(codes)))
-        accumulator = (dialect.dense if is_dense else dialect.conv2d)(*operands, x, w, *geometry)
+        geometry = () if is_dense else (attrs["strides"], attrs["padding"], attrs["dilation"])
+        accumulator = (dialect.dense if is_dense else dialect.conv2d)(data.args[0], weight.args[0], x, w, *geometry)
         largest = [int(np.abs(e.units(np.arange(2**e.planes, dtype=np.uint8))).max()) for e in (x, w)]
         bound = int(np.prod(codes.shape[1:])) * largest[0] * largest[1]
         if bound >= 2**31 - 2:

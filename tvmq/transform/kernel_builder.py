@@ -3,7 +3,8 @@
 The kernel computes ``v`` (see :class:`tvmq.kernels.workload.Conv2dWorkload`), which is the integer s without its
 constant: s = v + constant, one constant per output channel and border class (see :mod:`tvmq.bitplanes`).  So
 ``s >= T`` is ``v >= T - constant``, and the greatest common divisor of the kernel's multipliers is divided out of both
-sides, rounding the threshold up.  Without an integer threshold the constant is the kernel's bias.
+sides, rounding the threshold up.  Without an integer threshold the constant is the kernel's bias.  Products in learned
+bases bring their constant along, as float32.
 """
 
 from __future__ import annotations
@@ -16,7 +17,15 @@ from tvm import relax
 from tvm.ir import Call
 
 from tvmq import dialect
-from tvmq.bitplanes import BitPlanes, DotTerms, Encoding, border_classes, constant_terms, dot_terms
+from tvmq.bitplanes import (
+    BitPlanes,
+    DotTerms,
+    Encoding,
+    border_constants,
+    constant_terms,
+    dot_terms,
+    window_classes,
+)
 from tvmq.dialect import constant_array, is_call, pair, sides
 from tvmq.kernels.packing import pack_weights
 from tvmq.kernels.workload import Conv2dWorkload, Epilogue, Thresholds
@@ -34,8 +43,9 @@ class KernelBuilder:
         codes = constant_array(call.args[1])
         dense = is_call(call, "tvmq.dense", "tvmq.basis_dense")
         self.bases: list[np.ndarray] = []
+        self.constant = np.zeros((1, 1, len(codes)), np.int64)
         if is_call(call, "tvmq.basis_conv2d", "tvmq.basis_dense"):
-            self.bases = [constant_array(argument) for argument in call.args[2:]]
+            *self.bases, self.constant = (constant_array(argument) for argument in call.args[2:])
             self.x, self.w = (Encoding.unsigned(len(basis)) for basis in self.bases)
             self.terms = self.pair_terms(str(call.attrs["combine"]))
         else:
@@ -48,7 +58,6 @@ class KernelBuilder:
         self.dilation = (1, 1) if dense else pair(attrs["dilation"])
         self.divisor = math.gcd(*self.terms.class_multiplier, *self.terms.activation_multiplier)
         self.classes: list[np.ndarray] = []
-        self.constant = np.zeros((1, 1, len(codes)), np.int64)
 
     def pair_terms(self, combine: str) -> DotTerms:
         """A sum of its own for every pair of planes, which learned bases weigh."""
@@ -94,24 +103,11 @@ class KernelBuilder:
 
     def find_constants(self, size: Sequence[int]) -> None:
         """The constant of every border class and output channel, and the class of every row and column."""
-        if self.bases:
-            return  # zero bits are the number zero in learned bases
-        top, left, bottom, right = self.padding
-        axes = [
-            border_classes(size[axis], self.kernel[axis], self.strides[axis], sides, self.dilation[axis])
-            for axis, sides in enumerate(((top, bottom), (left, right)))
-        ]
-        planes = BitPlanes(self.weight, self.w)
-        constant = np.stack(
-            [
-                np.stack([constant_terms(self.x, planes, row[:, None] & column[None, :]) for column in axes[1][1]])
-                for row in axes[0][1]
-            ]
-        )
-        if np.all(constant == constant[:1, :1]):
-            self.constant, self.classes = constant[:1, :1], []
-        else:
-            self.constant, self.classes = constant, [axes[0][0], axes[1][0]]
+        axes = window_classes(pair(size), self.kernel, self.strides, self.padding, self.dilation)
+        if not self.bases:
+            planes = BitPlanes(self.weight, self.w)
+            self.constant = border_constants(lambda taps: constant_terms(self.x, planes, taps), axes)
+        self.classes = [] if self.constant.shape[:2] == (1, 1) else [index for index, _ in axes]
 
     def _workload(
         self,
@@ -201,11 +197,14 @@ class KernelBuilder:
         return [direction, np.pad(arrays[1], ((0, 0), (0, surplus)), constant_values=np.inf).astype(np.float32)]
 
     def basis_constants(self, surplus: int) -> list[np.ndarray]:
-        """base, activation basis, weight basis and bias of :class:`tvmq.kernels.workload.Float`."""
+        """base, activation basis, weight basis and bias of :class:`tvmq.kernels.workload.Float`.
+
+        Zero bits are the number zero in the sums of pairs, so only the bias knows of borders.
+        """
         bits = BitPlanes(self.weight, self.w).planes.sum(axis=(2, 3, 4), dtype=np.int32)
         base = bits if self.terms.combine == "xor" else np.zeros_like(bits)
         columns = ((0, 0), (0, surplus))
-        bias = np.zeros((1, 1, self.weight.shape[0] + surplus), np.float32)
+        bias = np.pad(self.constant, ((0, 0), (0, 0), (0, surplus)))
         return [np.pad(base, columns), self.bases[0], np.pad(self.bases[1], columns), bias]
 
     def kernel_thresholds(self, thresholds: np.ndarray, surplus: int) -> np.ndarray:

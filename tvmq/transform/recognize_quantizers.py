@@ -14,7 +14,7 @@ A chain of elementwise operations with scalar constants is a function of one flo
 comparison, a rounding) and all are monotone, the chain is a staircase, and so is the sum of two that rise.  Its steps
 are found by bisection over *all* float32 numbers in order: the thresholds are exact for every input, rounding of the
 chain's own arithmetic included.  Chains without a step, with more than 256 levels, or with levels that are neither
-equispaced nor the subset sums of a learned basis are left alone.
+equispaced nor subset sums of at most four numbers above the lowest are left alone.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ class _Recognizer(BindingRewriter):
         return result
 
     def quantized(self, scalar: _Scalar) -> relax.Var | None:
-        """``scalar`` as quantize and dequantize; None if it has too many levels or they are not equispaced."""
+        """``scalar`` as quantize and dequantize; None if its levels have no encoding."""
         if scalar.variable.ty.dtype != "float32" or scalar.source.ty.dtype != "float32":
             return None
         steps = staircase(scalar)
