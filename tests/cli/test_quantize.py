@@ -385,3 +385,27 @@ def test_calibration_that_does_not_fit(files):
     message = failed(tvmq_command("quantize", "net.onnx", "--calibration", "nan.npz", "--batch-size", "10"))
     assert message.startswith("batch 1, sample 7 (number 17 of all): NaN")
     assert not list(Path().glob("*.partial"))
+
+
+def test_torchrun_shares_the_work(files):
+    """Two processes write one file, with the weights that one process finds."""
+    pytest.importorskip("torch")
+    arguments = ["net.onnx", "--calibration", "c.npz", "--constant", "2", "--batch-size", "4"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    alone, together = Path("alone.tvmq"), Path("together.tvmq")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tvmq.cli"]
+    for command, path in (([sys.executable, "-m", "tvmq.cli"], alone), (launch, together)):
+        done = subprocess.run(
+            [*command, "quantize", *arguments, "-o", str(path)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("wrote") == 1
+    inputs = np.ones((2, 3, 8, 8), np.float32)
+    one, other = (tvmq.load(path) for path in (alone, together))
+    np.testing.assert_allclose(one.run(inputs)[0], other.run(inputs)[0], rtol=1e-5)
+    assert [row["rows"] for row in one.quantization] == [row["rows"] for row in other.quantization]
+    assert not together.with_name("together.tvmq.partial").exists()

@@ -562,3 +562,17 @@ def test_order_of_batches(tmp_path):
     np.save(tmp_path / "c.npy", X)
     firsts = [batch[0][0, 0] for batch in calibration_batches(Path(tmp_path / "c.npy"), OPEN, 2)]
     assert all(before < after for before, after in pairwise(firsts))
+
+
+def test_processes_share_batches():
+    data = np.arange(14, dtype=np.float32).reshape(7, 2)
+    spec = [TensorSpec("x", (None, 2), "float32")]
+    shares = [
+        [x for (x,) in calibration_batches(Calibration(data, share=(number, 3)), spec, batch_size=2)]
+        for number in range(3)
+    ]
+    assert [len(share) for share in shares] == [2, 1, 1]
+    every = np.concatenate([*shares[0], *shares[1], *shares[2]])
+    np.testing.assert_array_equal(np.sort(every, axis=0), data)
+    with pytest.raises(InputError, match=r"share=\(3, 3\) is not supported"):
+        Calibration(data, share=(3, 3))

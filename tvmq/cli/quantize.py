@@ -7,7 +7,8 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -116,6 +117,7 @@ def quantize_command(
 
     The file has no library yet; `tvmq compile` takes it.  Ends in a table of how well each layer was quantized.  Layers
     that are done are kept in a folder beside the output, so that after an interruption the same command goes on there.
+    Several processes share the work under `torchrun --nproc-per-node 4 -m tvmq.cli quantize ...`.
     """
     config = tvmq.GPFQ(
         weights=_number(weights, int),
@@ -131,31 +133,27 @@ def quantize_command(
     path = output if output is not None else Path(f"{source.stem}-{method.value}.tvmq")
     if path.resolve() == source.resolve():
         raise typer.BadParameter(f"{path} is the source itself; name another file with -o")
-    channels = {"mean": _numbers("--mean", mean), "std": _numbers("--std", std)}
+    means, deviations = _numbers("--mean", mean), _numbers("--std", std)
     _require_writable(path)
     if not calibration.exists():
         raise InputError(f"{calibration}: no such file or folder; --calibration takes an .npz or .npy file or images")
 
     from tvmq.methods.calibration import Calibration  # loads numpy, which --help does without
 
-    given = Calibration(calibration, samples, **channels)
+    given = Calibration(calibration, samples, means, deviations)
     with progress(f"loading {source}"):
         model = tvmq.load(source)
     partial = path.with_name(f"{path.name}.partial")
-    with _resumable(partial) as reached, progress_bar("quantizing") as show:
+    with _launched() as (rank, size), _resumable(partial) as reached, _shown(rank) as show:
 
         def update(moment: Progress) -> None:
             reached[:] = [moment]
             show(moment.layer, moment.fraction, moment.seconds_left)
 
-        quantized = tvmq.quantize(
-            model,
-            config,
-            given,
-            batch_size=batch_size,
-            checkpoint=partial,
-            progress=update,
-        )
+        mine = replace(given, share=(rank, size))
+        quantized = tvmq.quantize(model, config, mine, batch_size=batch_size, checkpoint=partial, progress=update)
+        if rank:
+            raise typer.Exit  # one process writes and speaks for all
         quantized.save(path)
     shutil.rmtree(partial, ignore_errors=True)
 
@@ -163,6 +161,20 @@ def quantize_command(
     data = {"output": str(path), "bytes": path.stat().st_size, "quantization": report.as_dict()}
     hint = f"`tvmq compile {path} --target NAME -o FILE` makes it run"
     return Answer(data, f"{report}\n\nwrote {path} ({byte_size(path)}); {hint}")
+
+
+def _launched() -> contextlib.AbstractContextManager[tuple[int, int]]:
+    """Number of this process and how many there are."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return contextlib.nullcontext((0, 1))
+    from tvmq.nn.launched import launched_processes  # loads torch
+
+    return launched_processes()
+
+
+def _shown(rank: int) -> contextlib.AbstractContextManager[Callable[[str, float, float | None], None]]:
+    """A progress bar, of the first process only."""
+    return progress_bar("quantizing") if rank == 0 else contextlib.nullcontext(lambda *_: None)
 
 
 @contextlib.contextmanager

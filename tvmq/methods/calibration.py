@@ -14,6 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +47,14 @@ class Calibration:
     mean, std : tuple of float, optional
         For a folder of images: subtracted from, and then divided into, the values of each channel, which lie in
         [0, 1].  One number per channel, or one for all.
+    share : (int, int)
+        Of n processes, the one of number i takes every n-th batch from the i-th on: (i, n).
 
     Raises
     ------
     InputError
-        If ``samples`` is not a positive integer, or ``mean`` or ``std`` are not finite numbers, ``std`` above zero.
+        If ``samples`` is not a positive integer, ``mean`` or ``std`` are not finite numbers, ``std`` above zero, or
+        ``share`` is not a process among so many.
 
     Examples
     --------
@@ -62,11 +66,15 @@ class Calibration:
     samples: int | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    share: tuple[int, int] = (0, 1)
 
     def __post_init__(self) -> None:
         """Reject every value that no source could honour."""
         if self.samples is not None and (type(self.samples) is not int or self.samples < 1):
             raise InputError(f"calibration: samples={self.samples!r} is not supported; use a positive integer or None")
+        number, processes = self.share
+        if not 0 <= number < processes:
+            raise InputError(f"calibration: share={self.share} is not supported; use (i, n) with 0 <= i < n")
         for field, least in (("mean", -math.inf), ("std", 0.0)):
             values = getattr(self, field)
             if values is None:
@@ -137,7 +145,9 @@ def calibration_batches(
         raise InputError("calibration: samples cannot be counted, as the network's inputs share no batch dimension")
     raw = _raw_batches(calibration, inputs, plan)
     batches = _limited(_checked_batches(raw, inputs, plan), calibration.samples)
-    return _exact(batches, plan.size) if plan.exact and plan.size is not None else _nonempty(batches)
+    complete = _exact(batches, plan.size) if plan.exact and plan.size is not None else _nonempty(batches)
+    number, processes = calibration.share
+    return islice(complete, number, None, processes)
 
 
 @dataclass(frozen=True)

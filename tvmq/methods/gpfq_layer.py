@@ -231,11 +231,13 @@ class _Work:
         neurons = weight.neurons // weight.groups
         count = min(neurons, max(1, SEARCHED_NEURONS // weight.groups))
         self.searched = [np.sort(random.choice(neurons, count, replace=False)) for _ in range(weight.groups)]
+        self.searched_weights = [weight.neurons_of(group, neurons) for group, neurons in enumerate(self.searched)]
+        rows = weight.weight.reshape(weight.neurons, -1)
+        self.medians = median_radius(rows.T, 1.0, per_channel=config.radius == "channel")
 
     def radius(self, constant: float) -> np.ndarray:
         """Of the layer, (), or of each neuron, (O,)."""
-        matrix = self.weight.weight.reshape(self.weight.neurons, -1).T
-        return median_radius(matrix, constant, per_channel=self.config.radius == "channel")
+        return np.asarray(constant * self.medians)
 
     def alphabet(self, constant: float, group: int, neurons: np.ndarray) -> np.ndarray:
         """Levels for some neurons of a group."""
@@ -253,32 +255,31 @@ class _Work:
     def _searched_error(self, constant: float) -> float:
         total = 0.0
         for group, neurons in enumerate(self.searched):
-            matrix = self.weight.matrix(group)[:, neurons]
-            result = self.data.walk(group, matrix, self.alphabet(constant, group, neurons), self.length)
+            matrix, alphabet = self.searched_weights[group], self.alphabet(constant, group, neurons)
+            result = self.data.walk(group, matrix, alphabet, self.length)
             total += float(result.error_norms.sum())
         return total
 
     def share(self, group: int, constant: float, processes: Processes) -> _Part:
         """Walk this process' neurons and put all together."""
-        matrix = self.weight.matrix(group)
-        shares = np.array_split(np.arange(matrix.shape[1]), processes.size)
+        shares = np.array_split(np.arange(self.weight.neurons // self.weight.groups), processes.size)
         mine = shares[processes.rank]
-        walked = self._walk(group, matrix, constant, mine) if len(mine) else None
-        columns = np.empty((0, len(matrix) + 3))
+        walked = self._walk(group, constant, mine) if len(mine) else None
+        columns = np.empty((0, self.weight.inputs + 3))
         if walked is not None:
             norms = np.stack([walked.mean_error, walked.error_norms, walked.output_norms])
             columns = np.concatenate([walked.weights, norms]).T
         merged = processes.concatenate(np.ascontiguousarray(columns), [len(share) for share in shares]).T
         searched = self.searched[group]
-        letters, _codes = scalar_quantize(matrix[:, searched], self.alphabet(constant, group, searched))
-        scalar, outputs = self.data.error_norms(group, matrix[:, searched], letters)
+        letters, _codes = scalar_quantize(self.searched_weights[group], self.alphabet(constant, group, searched))
+        scalar, outputs = self.data.error_norms(group, self.searched_weights[group], letters)
         sums = (float(merged[-2].sum()), float(merged[-1].sum()), float(scalar.sum()), float(outputs.sum()))
         dead = 0 if walked is None else int(walked.dead_inputs.sum())
         return _Part(merged[:-3], merged[-3], sums, int(processes.maximum(np.array([dead]))[0]))
 
-    def _walk(self, group: int, matrix: np.ndarray, constant: float, neurons: np.ndarray) -> QuantizedWeights:
-        alphabet = self.alphabet(constant, group, neurons)
-        return self.data.walk(group, matrix[:, neurons], alphabet, self.length)
+    def _walk(self, group: int, constant: float, neurons: np.ndarray) -> QuantizedWeights:
+        matrix = self.weight.neurons_of(group, neurons)
+        return self.data.walk(group, matrix, self.alphabet(constant, group, neurons), self.length)
 
 
 def _squares(array: np.ndarray) -> np.ndarray:

@@ -40,6 +40,11 @@ __all__ = ["quantize_network"]
 
 INPUT_BITS = 8
 
+# What gathering an element, a row of a walk, and a weight in it take, in floating-point operations of a matrix product.
+GATHERING = 100
+ROW_STEP = 6e5
+WEIGHT_STEP = 2e3
+
 USEFUL_ROWS = 256
 """With fewer calibration rows than this, and than a layer has inputs, the walk fits the samples and not the data."""
 
@@ -128,11 +133,15 @@ class _Plan:
 
     def __init__(self, weights: Sequence[SharedWeight], samples: int, config: GPFQ) -> None:
         self._config = config
-        self.rows = {weight: self._rows(weight, samples) for weight in weights}
-        self.forward = {weight: 4.0 * self.rows[weight] * weight.inputs * weight.neurons for weight in weights}
+        self.rows = {weight: self._rows(weight, samples, config.patches) for weight in weights}
+        # Both networks multiply, and gather what they multiply.
+        self.forward = {
+            weight: 2.0 * self._rows(weight, samples, None) * weight.inputs * (2 * weight.neurons + GATHERING)
+            for weight in weights
+        }
 
-    def _rows(self, weight: SharedWeight, samples: int) -> int:
-        limit = self._config.patches
+    @staticmethod
+    def _rows(weight: SharedWeight, samples: int, limit: int | None) -> int:
         positions = [use.rows_per_sample for use in weight.uses]
         if limit is not None and not weight.uses[0].is_dense:
             positions = [min(limit, count) for count in positions]
@@ -151,13 +160,15 @@ class _Plan:
         return 6.0 * rows * inputs * walks < 4.0 * rows * inputs**2 + 4.0 * inputs**2 * walks
 
     def walking(self, weight: SharedWeight, gathers: bool) -> float:
-        """Operations of the walks."""
-        rows, inputs = self.rows[weight], weight.inputs
-        return (6.0 * rows * inputs if gathers else 8.0 * inputs**2) * self.walks(weight)
+        """Operations of the walks; besides the products there are single steps for every row and every weight."""
+        walks = 1 + (TRIED_CONSTANTS if self._config.constant == "search" else 0)
+        products = 6.0 * self.rows[weight] if gathers else 8.0 * weight.inputs
+        return weight.inputs * (walks * ROW_STEP + self.walks(weight) * (products + WEIGHT_STEP))
 
     def summing(self, weight: SharedWeight, gathers: bool) -> float:
-        """Operations of the Gram matrices."""
-        return 0.0 if gathers else 4.0 * self.rows[weight] * weight.inputs**2 * weight.groups
+        """Operations of gathering both inputs and of the Gram matrices."""
+        products = 0.0 if gathers else 4.0 * weight.inputs
+        return self.rows[weight] * weight.inputs * weight.groups * (products + 2 * GATHERING)
 
 
 class _Job:
@@ -248,6 +259,8 @@ class _Job:
             before = time.perf_counter()
             self._estimator.finished("sums", self._plan.summing(weight, gathers) / count, before - ran, weight.name)
         data.reduce(self._processes)
+        if not weight.weight.any():
+            warnings.warn(f"layer '{weight.name}': all weights are zero, and stay zero", stacklevel=2)
         if data.rows < min(USEFUL_ROWS, weight.inputs):
             warnings.warn(
                 f"layer '{weight.name}': {data.rows} rows of calibration data for {weight.inputs} inputs; the result "

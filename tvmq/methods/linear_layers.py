@@ -103,13 +103,13 @@ class SharedWeight:
         """n: how many neurons there are, in all groups together."""
         return len(self.weight)
 
-    def matrix(self, group: int) -> np.ndarray:
-        """The weight of a group as float64 of shape (N, n / groups), a neuron per column."""
+    def neurons_of(self, group: int, neurons: np.ndarray) -> np.ndarray:
+        """Some neurons of a group as float64 of shape (N, k), a neuron per column."""
         rows = self.weight.reshape(self.groups, self.neurons // self.groups, self.inputs)[group]
-        return rows.T.astype(np.float64)
+        return np.ascontiguousarray(rows[neurons].T, np.float64)
 
     def from_matrices(self, matrices: list[np.ndarray]) -> np.ndarray:
-        """The float32 weight whose :meth:`matrix` of each group is given."""
+        """The float32 weight whose groups have the given matrices, a neuron per column."""
         rows = np.concatenate([matrix.T for matrix in matrices])
         return np.ascontiguousarray(rows.reshape(self.weight.shape), np.float32)
 
