@@ -6,6 +6,7 @@ NEON has no instruction that collects signs; masks AND (1, 2, 4, ... 128) summed
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from tvm.s_tir import TensorIntrin
@@ -63,8 +64,9 @@ def pack(word_bits: int, lanes: int, arch: str) -> str:
     return name if name in PACKS else "scalar"
 
 
+@cache
 def register(name: str) -> None:
-    """Make TVM know an instruction.
+    """Make TVM know an instruction; once, since its TVMScript takes time to parse.
 
     Parameters
     ----------

@@ -6,6 +6,7 @@ LLVM turns ``pmovmskb`` of a comparison into the shortest sequence of the core: 
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from tvm.s_tir import TensorIntrin
@@ -38,8 +39,9 @@ def pack(word_bits: int, lanes: int) -> str:
     return name if name in PACKS else "scalar"
 
 
+@cache
 def register(name: str) -> None:
-    """Make TVM know an instruction.
+    """Make TVM know an instruction; once, since its TVMScript takes time to parse.
 
     Parameters
     ----------
