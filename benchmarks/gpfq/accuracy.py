@@ -184,7 +184,8 @@ def main() -> None:
     parser.add_argument("network", choices=PAPER)
     parser.add_argument("--data", type=Path, required=True, help="folder with the data set")
     parser.add_argument("--weights", type=Path, required=True, help="what train.py wrote")
-    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--levels", type=int, nargs="*", help="letters of the alphabets to try; default: the paper's")
+    parser.add_argument("--output", type=Path, help="JSON file to write, after every table")
     arguments = parser.parse_args()
     experiment = Experiment(arguments.network, arguments.data, arguments.weights)
     result = {
@@ -194,13 +195,15 @@ def main() -> None:
         "paper_float": PAPER[arguments.network]["float"],
         "calibration_samples": len(experiment.calibration),
         "patches": experiment.patches,
-        "tables": [table(experiment, arguments.network, levels) for levels in PAPER[arguments.network]["tables"]],
+        "tables": [],
     }
-    text = json.dumps(result, indent=2) + "\n"
-    if arguments.output is not None:
-        temporary = arguments.output.with_suffix(".part")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(arguments.output)
+    for levels in arguments.levels or PAPER[arguments.network]["tables"]:
+        result["tables"].append(table(experiment, arguments.network, levels))
+        text = json.dumps(result, indent=2) + "\n"
+        if arguments.output is not None:
+            temporary = arguments.output.with_suffix(".part")
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(arguments.output)
     print(text, end="")
 
 

@@ -108,6 +108,58 @@ def test_quantized_activations_compile_to_bit_planes(bits):
         assert kernels[name].startswith("bitserial"), kernels
 
 
+class Wide(nn.Module):
+    """Layers that are large enough for packed weights: odd sizes, a stride, a dilation, a sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 21, 3, padding=1)
+        self.norm = nn.BatchNorm2d(21)
+        self.strided = nn.Conv2d(21, 33, 3, stride=2, padding=1, bias=False)
+        self.dilated = nn.Conv2d(33, 18, (1, 3), padding=(0, 2), dilation=2)
+        self.grouped = nn.Conv2d(18, 18, 3, groups=3)
+        self.tokens, self.head = nn.Linear(18, 40), nn.Linear(40, 7)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.norm(self.stem(x)))
+        x = self.grouped(torch.relu(self.dilated(torch.relu(self.strided(x)))))
+        return self.head(torch.relu(self.tokens(x.flatten(2).transpose(1, 2))).mean(1))
+
+
+@pytest.mark.parametrize("weights", ["ternary", 2, 3, 4])
+def test_float_activations_compile_to_packed_weights(weights):
+    torch.manual_seed(0)
+    network = Wide().eval()
+    data = torch.randn(24, 3, 9, 11)
+    batch = torch.export.Dim("batch", min=1)
+    model = tvmq.load(torch.export.export(network, (data[:4],), dynamic_shapes=({0: batch},)))
+    quantized = tvmq.quantize(model, tvmq.GPFQ(weights=weights, radius="channel"), data.numpy())
+    bundle = tvmq.compile(quantized, "host", check_inputs=[data[:4].numpy()], verify=True)
+    for samples in (1, 3, 8):
+        golden, compiled = quantized.run(data[:samples].numpy())[0], bundle.run(data[:samples].numpy())[0]
+        np.testing.assert_array_equal(golden.view(np.int32), compiled.view(np.int32))
+    rows = {row["name"]: row for row in bundle.layers("host")}
+    bits = 2 if weights == "ternary" else weights
+    for name in ("stem", "strided", "dilated", "tokens", "head"):
+        operator = "dense" if name in ("tokens", "head") else "conv2d"
+        assert (rows[name]["kernel"], rows[name]["weight_bits"]) == (f"weight-only {operator}", bits)
+        assert rows[name]["activation_bits"] == 32 and "registers" in rows[name]["reason"]
+        assert rows[name]["bytes_packed"] < rows[name]["bytes_float"] / 3
+        assert rows[name]["function"] is not None and rows[name]["function"].startswith(name)
+    assert rows["grouped"]["kernel"] == "float" and "grouped convolutions" in rows["grouped"]["reason"]
+
+
+def test_packed_weights_make_the_library_smaller():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(512, 768), nn.ReLU(), nn.Linear(768, 512)).eval()
+    data = torch.randn(32, 512)
+    model = tvmq.load(network, (data[:1],))
+    quantized = tvmq.quantize(model, tvmq.GPFQ(), data.numpy(), batch_size=1)
+    plain, packed = (tvmq.compile(item, "host") for item in (model, quantized))
+    assert len(plain.libraries["host"]) - len(packed.libraries["host"]) > 0.9 * 4 * 2 * 512 * 768
+    assert sum(row["bytes_packed"] for row in packed.layers("host")) < 4 * 2 * 512 * 768 / 15
+
+
 def test_activation_error_is_walked_against():
     """The walk sees rounded inputs, so its weights differ from those of float activations."""
     _, model, data = make(Mlp, samples=512)
@@ -194,7 +246,7 @@ class _Interrupt:
 
 def test_an_interrupted_run_resumes(tmp_path):
     _, model, data = make(Convolutions)
-    config = tvmq.GPFQ(activations=2, bias_correction=True)
+    config = tvmq.GPFQ(activations=2, bias_correction=True, patches=6)
     whole = tvmq.quantize(model, config, data)
     folder = tmp_path / "partial"
     with pytest.raises(KeyboardInterrupt):

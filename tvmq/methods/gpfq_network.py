@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +85,11 @@ def quantize_network(
         # Only one process writes; all read, so that all resume at the same layer.
         data = processes.fingerprint(networks.fingerprint)
         checkpoint = Checkpoint(folder, model, config, data, writes=processes.rank == 0)
-        job = _Job(config, networks, processes, memory, _Plan(chosen, networks.samples, config), report)
+        finished = [checkpoint.load(number) for number in range(len(chosen))]
+        waiting = [weight for weight, layer in zip(chosen, finished, strict=True) if layer is None]
+        job = _Job(config, networks, processes, _Plan(waiting, networks.samples, config), memory, report)
         layers = []
-        for number, weight in enumerate(chosen):
-            layer = checkpoint.load(number)
+        for number, (weight, layer) in enumerate(zip(chosen, finished, strict=True)):
             if layer is None:
                 layer = job.quantize(weight, first=weight is weights[0])
                 checkpoint.save(number, layer)
@@ -134,11 +136,11 @@ class _Plan:
     def __init__(self, weights: Sequence[SharedWeight], samples: int, config: GPFQ) -> None:
         self._config = config
         self.rows = {weight: self._rows(weight, samples, config.patches) for weight in weights}
-        # Both networks multiply, and gather what they multiply.
-        self.forward = {
-            weight: 2.0 * self._rows(weight, samples, None) * weight.inputs * (2 * weight.neurons + GATHERING)
-            for weight in weights
-        }
+        # Before a weight is quantized, both networks run from the one before it: gather, and multiply.
+        self.forward = dict.fromkeys(weights, 0.0)
+        for before, weight in pairwise(weights):
+            products = 2 * before.neurons + GATHERING
+            self.forward[weight] = 2.0 * self._rows(before, samples, None) * before.inputs * products
 
     @staticmethod
     def _rows(weight: SharedWeight, samples: int, limit: int | None) -> int:
@@ -179,15 +181,13 @@ class _Job:
         config: GPFQ,
         networks: SideBySide,
         processes: Processes,
-        memory: int,
         plan: _Plan,
+        memory: int,
         report: Callable[[Progress], None] | None,
     ) -> None:
-        self._config, self._networks, self._processes = config, networks, processes
-        self._memory, self._plan = memory, plan
+        self._config, self._networks, self._processes, self._plan = config, networks, processes, plan
         self._gathers = {weight: processes.size == 1 and plan.gathers(weight, memory) for weight in plan.rows}
         self._quantizers: dict[Any, ActivationQuantizer] = {}
-        self._random = np.random.default_rng([config.seed, processes.rank])
         planned = {
             "forward": sum(plan.forward.values()),
             "sums": sum(plan.summing(weight, self._gathers[weight]) for weight in plan.rows),
@@ -227,6 +227,7 @@ class _Job:
             bits, clip = INPUT_BITS, "max"
         key = self._quantizer_key(weight, bits)
         if key not in self._quantizers:
+            start = time.perf_counter()
             values = ActivationRange()
             for batch in self._networks.inputs(weight):
                 for seen in batch:
@@ -237,6 +238,8 @@ class _Job:
                     values.add_counts(seen.quantized)
             values.reduce_counts(self._processes)
             self._quantizers[key] = fit_quantizer(values, bits, clip, config.percentile)
+            # The networks ran to this layer here: its operations are counted when its data is gathered.
+            self._estimator.finished("forward", 0.0, time.perf_counter() - start, weight.name)
         return self._quantizers[key]
 
     @staticmethod
@@ -250,12 +253,14 @@ class _Job:
             GatheredData(weight.inputs, self._plan.rows[weight]) if gathers else GramData(weight.inputs, weight.groups)
         )
         count = self._networks.batches
+        # A generator for each layer, so that a resumed run draws what an uninterrupted one does.
+        random = np.random.default_rng([self._config.seed, self._processes.rank, weight.uses[0].position])
         before = time.perf_counter()
         for batch in self._networks.inputs(weight):
             ran = time.perf_counter()
             self._estimator.finished("forward", self._plan.forward[weight] / count, ran - before, weight.name)
             for seen in batch:
-                self._add(data, seen)
+                self._add(data, seen, random)
             before = time.perf_counter()
             self._estimator.finished("sums", self._plan.summing(weight, gathers) / count, before - ran, weight.name)
         data.reduce(self._processes)
@@ -269,11 +274,11 @@ class _Job:
             )
         return data
 
-    def _add(self, data: GramData | GatheredData, seen: LayerInputs) -> None:
+    def _add(self, data: GramData | GatheredData, seen: LayerInputs, random: np.random.Generator) -> None:
         positions = None
         limit, count = self._config.patches, seen.use.rows_per_sample
         if limit is not None and not seen.use.is_dense and limit < count:
-            positions = np.sort(self._random.choice(count, limit, replace=False))
+            positions = np.sort(random.choice(count, limit, replace=False))
         for piece in pieces(seen.use, len(seen.analog)):
             analog = columns(seen.use, seen.analog[piece], positions)
             same = seen.quantized is seen.analog
