@@ -1,6 +1,6 @@
 """The ``tvmq.*`` Relax operators: their types and what they compute, in numpy.
 
-Three families, in the order in which the passes introduce them:
+Four families, in the order in which the passes introduce them:
 
 values and codes
     ``quantize`` turns floats into codes by thresholds, ``dequantize`` gives codes their values
@@ -9,6 +9,9 @@ exact integers
     ``conv2d`` and ``dense`` take codes and give int32 dot products in units of both scales; ``threshold`` turns
     those into the next layer's codes (``float_threshold`` does so with floats), ``affine`` turns them into floats,
     ``max_pool2d`` works on codes.
+float32 times low-bit weights
+    ``weight_only_conv2d`` and ``weight_only_dense`` take floats and constant codes and give floats, in a fixed order of
+    additions; ``packed_weight_only`` is their kernel.
 packed
     ``bitpack``, ``im2col_bitpack``, ``bitunpack`` and ``channels_first`` change layout, ``bitserial_conv2d`` is one
     fused kernel from packed bits to packed bits (or to integers or floats), ``packed_max_pool2d`` pools words.
@@ -31,6 +34,8 @@ from tvm.ir import Call, GenericConst, Op, TupleType, make_node, register_op_att
 from tvmq import errors
 from tvmq.bitplanes import BasisTerms, Encoding, window_classes
 from tvmq.kernels.packing import pack_activations, unpack_activations
+from tvmq.kernels.sequential import sequential_product
+from tvmq.kernels.weight_only import WeightOnlyWorkload, unpack_codes
 from tvmq.kernels.workload import Conv2dWorkload, Integer, Thresholds
 
 __all__ = [
@@ -58,11 +63,16 @@ __all__ = [
     "max_pool2d",
     "operand_encodings",
     "packed_max_pool2d",
+    "packed_weight_only",
     "pair",
     "quantize",
     "sides",
     "threshold",
     "unpacked",
+    "weight_encoding",
+    "weight_only_conv2d",
+    "weight_only_dense",
+    "weight_only_workload",
     "workload_of",
 ]
 
@@ -588,6 +598,104 @@ def _max_pool2d_reference(call: Call, codes: np.ndarray, minimum: np.ndarray) ->
 _define("max_pool2d", _max_pool2d_type, _max_pool2d_reference)
 
 
+# --- float32 times low-bit weights --------------------------------------------------------------------------------
+
+
+def weight_only_conv2d(
+    x: relax.Expr,
+    w: relax.Expr,
+    scale: relax.Expr,
+    w_encoding: Encoding,
+    strides: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0, 0, 0),
+    dilation: Sequence[int] = (1, 1),
+) -> Call:
+    """Convolution of floats with weights that are small integers times a scale; padding is zero.
+
+    Parameters
+    ----------
+    x : float32 of shape (N, C, H, W)
+    w : uint8 codes of shape (O, C, KH, KW)
+    scale : float32 of shape () or (O,)
+    w_encoding : Encoding
+        Of integers, with at most 4 planes; its scale is ignored.
+    strides, dilation : (int, int)
+    padding : (top, left, bottom, right)
+
+    Returns
+    -------
+    Call of type float32, shape (N, O, OH, OW)
+
+    Notes
+    -----
+    The products of an output are added one after the other in the order (channel, kernel row, kernel column), each in
+    a fused multiply-add, from 0 on; the sum is multiplied by the scale.  So every target computes the same bits.
+    """
+    return _call(
+        "weight_only_conv2d",
+        [x, w, scale],
+        strides=_integers(strides),
+        padding=_integers(padding),
+        dilation=_integers(dilation),
+        **_weight_attributes(w_encoding),
+    )
+
+
+def _weight_attributes(w: Encoding) -> dict[str, Any]:
+    return {"w_coefficients": w.coefficients.tolist(), "w_offset": int(w.offset)}
+
+
+def weight_encoding(call: Call) -> Encoding:
+    """Encoding of the weights of a ``tvmq.weight_only_conv2d`` or ``tvmq.weight_only_dense``, with scale 1."""
+    return Encoding(np.array(_integers(call.attrs["w_coefficients"])), np.array(int(call.attrs["w_offset"])))
+
+
+def _scaled_product(matrix: np.ndarray, units: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """(M, K) floats times (O, K) integers times (O,) scales."""
+    with np.errstate(all="ignore"):
+        return sequential_product(matrix, units.reshape(len(units), -1).T.astype(np.float32)) * scale
+
+
+def _window_product(x: np.ndarray, units: np.ndarray, scale: np.ndarray, attrs: Any) -> np.ndarray:
+    """(N, C, H, W) floats convolved with (O, C, KH, KW) integers."""
+    windows = _windows(x, pair(units.shape[2:]), attrs)
+    batch, _, rows, columns = windows.shape[:4]
+    matrix = windows.transpose(0, 2, 3, 1, 4, 5).reshape(batch * rows * columns, -1)
+    product = _scaled_product(matrix, units, scale).reshape(batch, rows, columns, len(units))
+    return np.ascontiguousarray(product.transpose(0, 3, 1, 2))
+
+
+_define(
+    "weight_only_conv2d",
+    lambda call: relax.TensorType(_shape_of_conv2d(call), "float32"),
+    lambda call, x, w, scale: _window_product(x, weight_encoding(call).units(w), scale, call.attrs),
+)
+
+
+def weight_only_dense(x: relax.Expr, w: relax.Expr, scale: relax.Expr, w_encoding: Encoding) -> Call:
+    """Matrix product of floats with weights that are small integers times a scale; see :func:`weight_only_conv2d`.
+
+    Parameters
+    ----------
+    x : float32 of shape (N, K)
+    w : uint8 codes of shape (O, K)
+    scale : float32 of shape () or (O,)
+    w_encoding : Encoding
+
+    Returns
+    -------
+    Call of type float32, shape (N, O)
+    """
+    return _call("weight_only_dense", [x, w, scale], **_weight_attributes(w_encoding))
+
+
+_define(
+    "weight_only_dense",
+    lambda call: relax.TensorType([_shape(call.args[0])[0], _shape(call.args[1])[0]], "float32"),
+    lambda call, x, w, scale: _scaled_product(x, weight_encoding(call).units(w), scale),
+)
+
+
 # --- packed -----------------------------------------------------------------------------------------------------
 
 
@@ -956,6 +1064,51 @@ def _packed_max_pool2d_reference(call: Call, packed: np.ndarray, flip: np.ndarra
 
 
 _define("packed_max_pool2d", _packed_max_pool2d_type, _packed_max_pool2d_reference)
+
+
+def packed_weight_only(
+    data: relax.Expr, weight: relax.Expr, scale: relax.Expr, workload: WeightOnlyWorkload, layer: str = ""
+) -> Call:
+    """One kernel that decodes packed weights while it multiplies floats with them.
+
+    Parameters
+    ----------
+    data : float32 of shape (N, C, H, W) or (N, K)
+    weight : packed codes, see :func:`tvmq.kernels.weight_only.pack_codes`
+    scale : float32, one per output channel, padded to whole vectors
+    workload : WeightOnlyWorkload
+    layer : str
+        The layer's name, for reports.
+
+    Returns
+    -------
+    Call of type float32, shape (N, O, OH, OW) or (N, O)
+    """
+    return _call("packed_weight_only", [data, weight, scale], workload=workload.to_json(), layer=layer)
+
+
+def weight_only_workload(call: Call) -> WeightOnlyWorkload:
+    """The workload of a ``tvmq.packed_weight_only``."""
+    return WeightOnlyWorkload.from_json(str(call.attrs["workload"]))
+
+
+def _packed_weight_only_type(call: Call) -> relax.TensorType:
+    workload = weight_only_workload(call)
+    size = [] if workload.dense else [workload.out_height, workload.out_width]
+    return relax.TensorType([_shape(call.args[0])[0], workload.out_channels, *size], "float32")
+
+
+def _packed_weight_only_reference(call: Call, data: np.ndarray, weight: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    workload = weight_only_workload(call)
+    units = workload.encoding.units(unpack_codes(weight, workload))
+    used = scale[: workload.out_channels]
+    if workload.dense:
+        return _scaled_product(data, units, used)
+    attrs = {"strides": workload.strides, "padding": workload.padding, "dilation": workload.dilation}
+    return _window_product(data, units.reshape(len(units), workload.in_channels, *workload.kernel), used, attrs)
+
+
+_define("packed_weight_only", _packed_weight_only_type, _packed_weight_only_reference)
 
 
 def constant(array: np.ndarray) -> relax.Expr:

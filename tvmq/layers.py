@@ -11,8 +11,9 @@ from tvm import relax, tirx
 from tvm.ir import Call, GlobalVar
 
 from tvmq import dialect
-from tvmq.dialect import constant_value, is_call
+from tvmq.dialect import constant_array, constant_value, is_call
 from tvmq.target import Target
+from tvmq.transform.select_weight_only import FEWEST_WEIGHTS, low_bit_weight
 
 __all__ = ["Layer", "LayerRows", "layer_rows"]
 
@@ -73,7 +74,7 @@ def _is_product(module: tvm.IRModule, variable: GlobalVar) -> bool:
         return False
     kernel = function.attrs.get("tvmq.kernel") if function.attrs else None
     if kernel is not None:
-        return str(kernel) == "conv2d"
+        return str(kernel) in ("conv2d", "weight_only")
     return any(operator in variable.name_hint for operator in ("conv2d", "matmul"))
 
 
@@ -97,6 +98,8 @@ def layer_rows(module: tvm.IRModule, core: Target) -> LayerRows:
             definitions[binding.var] = binding.value
             if is_call(binding.value, "tvmq.bitserial_conv2d"):
                 rows.layers.append(_bitserial(binding.value, core, rows.warnings))
+            elif is_call(binding.value, "tvmq.packed_weight_only"):
+                rows.layers.append(_weight_only(binding.value, core))
             elif is_call(binding.value, *FLOAT_OPERATORS):
                 rows.layers.append(_float(binding.var, binding.value, core, definitions))
     return rows
@@ -133,6 +136,23 @@ def _bitserial(call: Call, core: Target, warnings: list[str]) -> Layer:
     )
 
 
+def _weight_only(call: Call, core: Target) -> Layer:
+    workload = dialect.weight_only_workload(call)
+    operator = "dense" if workload.dense else "conv2d"
+    return Layer(
+        name=str(call.attrs["layer"]),
+        operator=operator,
+        weight_bits=workload.bits,
+        activation_bits=32,
+        kernel=f"weight-only {operator}",
+        reason=f"its input is not quantized; {workload.bits}-bit weights are decoded in registers",
+        macs=workload.macs,
+        bytes_float=4 * workload.out_channels * workload.length,
+        bytes_packed=sum(constant_array(argument).nbytes for argument in call.args[1:]),
+        predicted_cycles=workload.macs / core.mac_per_cycle["float32"],
+    )
+
+
 def _float(variable: relax.Var, call: Call, core: Target, definitions: dict[relax.Var, relax.Expr]) -> Layer:
     weight = call.args[1]
     output = [int(size) for size in list(call.ty.shape)[1:] if isinstance(size, int | tirx.IntImm)]
@@ -157,7 +177,20 @@ def _why_float(call: Call, definitions: dict[relax.Var, relax.Expr]) -> str:
     data = call.args[0]
     quantized = isinstance(data, relax.Var) and is_call(definitions.get(data), "tvmq.dequantize")
     if not quantized:
-        return "its input is not quantized"
+        return "its input is not quantized" + _why_not_weight_only(call, definitions)
     if is_call(call, "relax.nn.conv2d") and int(call.attrs["groups"]) != 1:
         return "grouped convolutions have no packed kernel"
     return "its weights lie on too many levels for bit planes"
+
+
+def _why_not_weight_only(call: Call, definitions: dict[relax.Var, relax.Expr]) -> str:
+    """What keeps low-bit weights of a float product from being packed; nothing for other weights."""
+    weight = definitions.get(call.args[1], call.args[1])
+    if is_call(weight, "relax.permute_dims"):
+        weight = definitions.get(weight.args[0], weight.args[0])
+    array = constant_value(weight)
+    if array is None or low_bit_weight(array) is None:
+        return ""
+    if is_call(call, "relax.nn.conv2d") and int(call.attrs["groups"]) != 1:
+        return ", and grouped convolutions have no weight-only kernel"
+    return ", and its weights are few" if array.size < FEWEST_WEIGHTS else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,13 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
-from tvm import tirx
+from tvm import relax, tirx
 
 from tvmq.dialect import fused_multiply_add
 from tvmq.kernels.conv2d import conv2d
 from tvmq.kernels.packing import pack_activations, pack_weights
 from tvmq.kernels.schedule import Conv2dKnobs, apply_knobs, schedule
 from tvmq.kernels.workload import Conv2dWorkload, Integer, Thresholds
+from tvmq.runtime.emulator import run_emulated
+from tvmq.runtime.toolchain import cached_runner, export_library
+from tvmq.target import Target, get_target
 
 
 @dataclass(frozen=True)
@@ -319,6 +323,39 @@ def check_conv2d(workload: Conv2dWorkload, family: Family, **options: Any) -> No
         np.testing.assert_array_equal(output, reference)
 
 
+@pytest.fixture(scope="module", params=["raspberry-pi-4", "raspberry-pi-3-32"])
+def core(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+    """An emulated core; its runner is the user's if there is one, and not left behind if there is none."""
+    target = get_target(request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        if not cached_runner(target).exists():
+            patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield target
+
+
+def emulate(
+    function: tirx.PrimFunc, target: Target, arguments: list[np.ndarray], likes: list[np.ndarray]
+) -> list[np.ndarray]:
+    """Run a scheduled function as a network of one layer."""
+    builder = relax.BlockBuilder()
+    kernel = builder.add_func(function.without_attr("global_symbol"), "kernel")
+    # The runner reads no words of 32 bits from files: those are weights, and constants in a network too.
+    operands = [
+        relax.const(a, "uint32")
+        if a.dtype == np.uint32
+        else relax.Var(f"x{i}", relax.TensorType(a.shape, str(a.dtype)))
+        for i, a in enumerate(arguments)
+    ]
+    inputs = [operand for operand in operands if isinstance(operand, relax.Var)]
+    types = [relax.TensorType(like.shape, str(like.dtype)) for like in likes]
+    with builder.function("main", inputs):
+        with builder.dataflow():
+            output = builder.emit_output(relax.call_tir(kernel, operands, types if len(types) > 1 else types[0]))
+        builder.emit_func_output(output)
+    library = export_library(tvm.compile(builder.get(), target.tvm_target()), target)
+    return run_emulated(library, target, [a for a in arguments if a.dtype != np.uint32])
+
+
 @pytest.fixture(scope="session", params=HOST)
 def family(request: pytest.FixtureRequest) -> Family:
     """Every family that runs on this computer."""
@@ -337,6 +374,7 @@ def reference() -> SimpleNamespace:
     return SimpleNamespace(
         check_conv2d=check_conv2d,
         conv2d_case=conv2d_case,
+        emulate=emulate,
         families=CROSS,
         make_workload=make_workload,
         planes=planes,

@@ -2,49 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-import tvm
-from tvm import relax, te, tirx
+from tvm import te
 
 from tvmq.kernels.glue import schedule_glue
 from tvmq.kernels.rounding import round_products
 from tvmq.kernels.workload import Float, Thresholds
-from tvmq.runtime.emulator import run_emulated
-from tvmq.runtime.toolchain import cached_runner, export_library
-from tvmq.target import Target, get_target
+from tvmq.target import Target
 
 BORDER = {"row_classes": 3, "col_classes": 2}
-
-
-@pytest.fixture(scope="module", params=["raspberry-pi-4", "raspberry-pi-3-32"])
-def core(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
-    """An emulated core; its runner is the user's if there is one, and not left behind if there is none."""
-    target = get_target(request.param)
-    with pytest.MonkeyPatch.context() as patch:
-        if not cached_runner(target).exists():
-            patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield target
-
-
-def emulate(
-    function: tirx.PrimFunc, target: Target, arguments: list[np.ndarray], likes: list[np.ndarray]
-) -> list[np.ndarray]:
-    """Run a scheduled function as a network of one layer."""
-    builder = relax.BlockBuilder()
-    kernel = builder.add_func(function.without_attr("global_symbol"), "kernel")
-    inputs = [relax.Var(f"x{index}", relax.TensorType(a.shape, str(a.dtype))) for index, a in enumerate(arguments)]
-    types = [relax.TensorType(like.shape, str(like.dtype)) for like in likes]
-    with builder.function("main", inputs):
-        with builder.dataflow():
-            output = builder.emit_output(relax.call_tir(kernel, inputs, types if len(types) > 1 else types[0]))
-        builder.emit_func_output(output)
-    library = export_library(tvm.compile(builder.get(), target.tvm_target()), target)
-    return run_emulated(library, target, arguments)
 
 
 @pytest.mark.parametrize("combine", ["affine", "basis"])
@@ -63,14 +33,14 @@ def test_float_epilogues(combine: str, tiny: bool, core: Target, reference: Simp
     }
     workload = reference.make_workload(core, **fields, **BORDER)
     function, arguments, expected = reference.conv2d_case(workload, core, magnitude=1e-42 if tiny else 1.0)
-    outputs = emulate(function, core, arguments, expected)
+    outputs = reference.emulate(function, core, arguments, expected)
     assert tiny == bool(np.abs(expected[0]).max() < np.finfo(np.float32).tiny)
     for output, like in zip(outputs, expected, strict=True):
         np.testing.assert_array_equal(output.view(np.uint8), like.view(np.uint8))
 
 
 @pytest.mark.parametrize("tiny", [False, True], ids=["normal", "denormal"])
-def test_glue(tiny: bool, core: Target) -> None:
+def test_glue(tiny: bool, core: Target, reference: SimpleNamespace) -> None:
     x, y = (te.placeholder((3, 5, 7), "float32", name) for name in "xy")
     product = te.compute(x.shape, lambda *index: x(*index) * y(*index), "product")
     total = te.compute(x.shape, lambda *index: product(*index) + y(*index), "total")
@@ -80,5 +50,5 @@ def test_glue(tiny: bool, core: Target) -> None:
     one, other = np.random.default_rng(0).standard_normal((2, 3, 5, 7)).astype(np.float32)
     other = (other * (1e-42 if tiny else 1.0)).astype(np.float32)
     expected = one * other + other
-    (output,) = emulate(function, core, [one, other], [expected])
+    (output,) = reference.emulate(function, core, [one, other], [expected])
     np.testing.assert_array_equal(output.view(np.int32), expected.view(np.int32))

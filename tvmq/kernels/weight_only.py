@@ -36,12 +36,13 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import tvm_ffi
 from tvm import s_tir, te, tirx
-from tvm.ir import TensorLoad
+from tvm.ir import TensorLoad, Var
 
 from tvmq.bitplanes import BitPlanes, Encoding
 from tvmq.kernels.conv2d import WORKLOAD_ATTRIBUTE, as_kernel, fused_multiply_add
@@ -60,19 +61,23 @@ WORD_BITS = 32
 Extent = Any
 """An int, or a TVM expression over a symbolic batch."""
 
-_MOST_COLUMNS = 14
+_MOST_COLUMNS = 16
 """Pixels of a row in one tile at most."""
 _MOST_ROWS = 4
-_DYNAMIC_ROWS = 8
-"""Samples of a tile where their number is not known."""
+_DYNAMIC_ROWS = 4
+"""Samples of a tile where their number is not known; the last tile is filled up."""
 _CHAINS = 8
 """Sums that must be under way to hide the latency of a fused multiply-add: four cycles, two per cycle."""
-_WHOLE_TILES = 8
-"""Vectors of output channels from which on their number is rounded up, so that tiles divide it."""
+_GROUP = 4
+"""Vectors of output channels that are neighbours in memory, where there are many."""
 _PARALLEL_MACS = 500_000
 """Multiply-accumulates below which waking other threads costs more than it saves."""
-_PIECE = 4
-"""Pixels that are moved to the output at a time."""
+_MOST_PRODUCTS = 352
+"""Products in the body of a loop; with more, LLVM may keep the sums in memory."""
+
+
+def _divisor(number: int, most: int) -> int:
+    return max(size for size in range(1, min(number, max(most, 1)) + 1) if number % size == 0)
 
 
 @dataclass(frozen=True)
@@ -124,12 +129,12 @@ class WeightOnlyWorkload:
     @property
     def codes_per_word(self) -> int:
         """Successive codes of a channel in one word."""
-        return 10 if self.bits == 3 else 8
+        return WORD_BITS // self.bits
 
     @property
     def word_dtype(self) -> str:
         """Type of a word: the smallest that holds eight codes; ten where there is room for them."""
-        return {1: "uint8", 2: "uint16", 3: "uint32", 4: "uint32"}[self.bits]
+        return "uint32"
 
     @property
     def length(self) -> int:
@@ -145,7 +150,18 @@ class WeightOnlyWorkload:
     def vectors(self) -> int:
         """Vectors of output channels as stored; the surplus weights are those of code 0."""
         vectors = -(-self.out_channels // self.lanes)
-        return vectors if vectors < _WHOLE_TILES else -(-vectors // 4) * 4
+        return vectors if vectors < 2 * _GROUP else -(-vectors // _GROUP) * _GROUP
+
+    @property
+    def group(self) -> int:
+        """Vectors that are neighbours in memory: those of a tile, or some where tiles differ with the samples."""
+        if not self.dense:
+            return _pixel_tile(self).vectors
+        return self.vectors if self.vectors < 2 * _GROUP else _GROUP
+
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the packed weights."""
+        return self.vectors // self.group, self.words, self.group, self.lanes
 
     @property
     def out_height(self) -> int:
@@ -189,12 +205,12 @@ def vector_unit(target: Any) -> tuple[int, int]:
     Returns
     -------
     (int, int)
-        32-bit ARM has 16 registers, but float32 is scalar there (its vectors flush denormal numbers to zero) and the
-        scalar unit sees half of them.
+        Of the 16 registers of 32-bit ARM the scalar unit sees half, and float32 is scalar there, because vectors flush
+        denormal numbers to zero; three more count, since words and their decoding can use the other half.
     """
     if target.arch == "x86_64":
         return (16, 32) if target.popcount == "vpopcntdq" or target.lanes == 64 else (8, 16)
-    return (4, 8) if target.arch == "armv7l" else (4, 32)
+    return (4, 11) if target.arch == "armv7l" else (4, 32)
 
 
 def stored_planes(codes: np.ndarray, encoding: Encoding) -> BitPlanes:
@@ -226,21 +242,21 @@ def pack_codes(codes: np.ndarray, workload: WeightOnlyWorkload) -> np.ndarray:
 
     Returns
     -------
-    uint8, uint16 or uint32 of shape (vectors, words, lanes)
+    uint8, uint16 or uint32 of shape (groups, words, vectors of a group, lanes)
     """
     steps = workload.codes_per_word
     padded = np.zeros((workload.vectors * workload.lanes, workload.words * steps), np.uint32)
     padded[: codes.shape[0], : codes.shape[1]] = codes
-    fields = padded.reshape(workload.vectors, workload.lanes, workload.words, steps)
+    fields = padded.reshape(-1, workload.group, workload.lanes, workload.words, steps)
     shifts = (np.arange(steps) * workload.bits).astype(np.uint32)
     words = np.bitwise_or.reduce(fields << shifts, axis=-1).astype(workload.word_dtype)
-    return np.ascontiguousarray(words.transpose(0, 2, 1))
+    return np.ascontiguousarray(words.transpose(0, 3, 1, 2))
 
 
 def unpack_codes(words: np.ndarray, workload: WeightOnlyWorkload) -> np.ndarray:
     """The inverse of :func:`pack_codes`: uint8 of shape (O, K)."""
     shifts = (np.arange(workload.codes_per_word) * workload.bits).astype(np.uint32)
-    fields = (words.astype(np.uint32).transpose(0, 2, 1)[..., None] >> shifts) & np.uint32(2**workload.bits - 1)
+    fields = (words.astype(np.uint32).transpose(0, 2, 3, 1)[..., None] >> shifts) & np.uint32(2**workload.bits - 1)
     rows = fields.reshape(workload.vectors * workload.lanes, -1)
     return rows[: workload.out_channels, : workload.length].astype(np.uint8)
 
@@ -261,25 +277,46 @@ class _Tile:
 def _tile(workload: WeightOnlyWorkload, rows: int, columns: int, most_rows: int) -> _Tile:
     """The tile of the lowest estimated cost per output of an image of that size.
 
-    A step takes a fused multiply-add for every sum (no fewer than hide its latency), a broadcast for every pixel,
-    and some three operations for every decoded vector; operations other than the first cost half.
+    A step takes a fused multiply-add for every sum (no fewer than hide its latency), a broadcast for every pixel (but
+    AVX-512 multiplies by a number in memory), some three operations for every decoded vector, and copies of the pixels
+    that all channels share; operations other than the first cost half.
     """
+
+    def is_possible(vectors: int) -> bool:
+        if workload.vectors % vectors or not workload.dense:
+            return workload.vectors % vectors == 0
+        return workload.group % vectors == 0 or vectors % workload.group == 0
 
     def cost(tile: _Tile) -> float:
         sums = tile.pixels * tile.vectors
+        pieces = tile.columns // workload.lanes + (tile.columns % workload.lanes).bit_count()
+        copies = 2 * tile.rows * pieces / (tile.pixels * workload.vectors)
         waste = math.ceil(rows / tile.rows) * tile.rows * math.ceil(columns / tile.columns) * tile.columns
-        step = max(sums, _CHAINS) + 0.5 * tile.pixels + 1.5 * tile.vectors
-        return step / sums * waste / (rows * columns)
+        broadcast = 0.0 if workload.lanes == 16 and tile.vectors == 1 else 0.5
+        step = max(sums, _CHAINS) + broadcast * tile.pixels + 1.5 * tile.vectors
+        return (step / sums + copies) * waste / (rows * columns)
 
     tiles = [
         _Tile(height, width, vectors)
         for height in range(1, min(rows, most_rows) + 1)
         for width in range(1, min(columns, _MOST_COLUMNS) + 1)
         for vectors in range(1, workload.vectors + 1)
-        # Sums, words, decoded vectors and a broadcast number; the table is read from memory.
-        if workload.vectors % vectors == 0 and (height * width + 2) * vectors + 1 <= workload.registers
+        # Sums, words, decoded vectors, and what is under way; LLVM spills where it is any tighter.
+        if is_possible(vectors) and (height * width + 2) * vectors + 3 <= workload.registers
     ]
     return min(tiles, key=lambda tile: (round(cost(tile), 3), -tile.vectors, -tile.columns))
+
+
+@lru_cache(maxsize=256)
+def _pixel_tile(workload: WeightOnlyWorkload) -> _Tile:
+    """The tile of a convolution."""
+    return _tile(workload, workload.out_height, workload.out_width, _MOST_ROWS)
+
+
+def _samples_tile(workload: WeightOnlyWorkload, batch: int) -> tuple[int, int]:
+    """Samples and vectors of channels of one tile of a dense layer; tiles are about equally large."""
+    best = _tile(workload, batch, 1, batch)
+    return -(-batch // -(-batch // best.rows)), best.vectors
 
 
 def weight_only(workload: WeightOnlyWorkload, batch: Extent, permute: bool = False) -> tirx.PrimFunc:
@@ -297,8 +334,8 @@ def weight_only(workload: WeightOnlyWorkload, batch: Extent, permute: bool = Fal
     Returns
     -------
     function : tirx.PrimFunc
-        Parameters: ``data`` [N, C, H, W] or [N, K] float32, ``weight`` [vectors, words, lanes] uint32, ``scale``
-        [vectors * lanes] float32, ``output`` [N, O, OH, OW] or [N, O] float32.
+        Parameters: ``data`` [N, C, H, W] or [N, K] float32, ``weight`` [groups, words, vectors, lanes] words,
+        ``scale`` [channels] float32, ``output`` [N, O, OH, OW] or [N, O] float32.
     """
     builder = _Builder(workload, batch, permute)
     output = builder.dense() if workload.dense else builder.convolution()
@@ -334,7 +371,7 @@ class _Builder:
         channels = (workload.vectors * workload.lanes,)
         size = () if workload.dense else (workload.height, workload.width)
         self.data = te.placeholder((batch, workload.in_channels, *size), "float32", "data")
-        self.weight = te.placeholder((workload.vectors, workload.words, workload.lanes), workload.word_dtype, "weight")
+        self.weight = te.placeholder(workload.weight_shape(), workload.word_dtype, "weight")
         self.scale = te.placeholder(channels, "float32", "scale")
         self.permute = permute
         self.table = te.compute((workload.lanes,), self.table_value, name="table") if permute else None
@@ -359,10 +396,11 @@ class _Builder:
         )
 
         def value(tile: Any, word: Any, step: Any, vector: Any, lane: Any) -> Any:
-            packed = self.weight[tile * vectors + vector, word, lane].astype("uint32")
+            index = tile * vectors + vector
+            packed = self.weight[index // workload.group, word, index % workload.group, lane].astype("uint32")
             if self.table is None:
                 return self.arithmetic(packed, step)
-            # Elementwise only as a whole vector: a lane's value is the table's at the place that the lane's code names.
+            # It has a meaning only as a whole vector: a lane's value is the table's at the place that its code names.
             name = "llvm.x86.avx512.permvar.sf.512" if workload.lanes == 16 else "llvm.x86.avx2.permps"
             index = tirx.reinterpret("int32", packed >> (step * workload.bits).astype("uint32"))
             return tirx.call_llvm_pure_intrin("float32", name, self.table[lane], index)
@@ -381,7 +419,9 @@ class _Builder:
         elif factors == magnitudes:
             code = ((packed >> (step * bits).astype("uint32")) & tirx.const(2**bits - 1, "uint32")).astype("int32")
         else:
-            planes = [((packed >> (step * bits + bit).astype("uint32")) & tirx.const(1, "uint32")) for bit in range(bits)]
+            planes = [
+                ((packed >> (step * bits + bit).astype("uint32")) & tirx.const(1, "uint32")) for bit in range(bits)
+            ]
             terms = [plane.astype("int32") * factor for plane, factor in zip(planes, factors, strict=True)]
             return (sum(terms[1:], terms[0]) + offset).astype("float32")
         number = code.astype("float32")
@@ -407,7 +447,7 @@ class _Builder:
 
     def convolution(self) -> te.Tensor:
         workload = self.workload
-        shape = _tile(workload, workload.out_height, workload.out_width, _MOST_ROWS)
+        shape = _pixel_tile(workload)
         grid = (-(-workload.out_height // shape.rows), -(-workload.out_width // shape.columns))
         image = self.pad(grid[0] * shape.rows, grid[1] * shape.columns)
         taps, width = workload.kernel[0] * workload.kernel[1], workload.kernel[1]
@@ -438,7 +478,7 @@ class _Builder:
 
         def result(n: Any, o: Any, y: Any, x: Any) -> Any:
             place = (y // shape.rows, x // shape.columns, o // group, y % shape.rows, x % shape.columns)
-            return scaled[n, *place, o // lanes % shape.vectors, o % lanes]
+            return scaled(n, *place, o // lanes % shape.vectors, o % lanes)
 
         size = (workload.out_height, workload.out_width)
         return te.compute((self.batch, workload.out_channels, *size), result, name="output")
@@ -469,48 +509,48 @@ class _Builder:
         lanes = self.workload.lanes
 
         def result(n: Any, o: Any) -> Any:
-            values = []
-            for scaled, start, shape in parts:
-                place = ((n - start) // shape.rows, o // (lanes * shape.vectors), (n - start) % shape.rows)
-                values.append(scaled[*place, o // lanes % shape.vectors, o % lanes])
+            values = [
+                scaled[n - start, o // (lanes * shape.vectors), o // lanes % shape.vectors, o % lanes]
+                for scaled, start, shape in parts
+            ]
             return values[0] if len(values) == 1 else tirx.if_then_else(n < parts[1][1], *values)
 
         return te.compute((self.batch, self.workload.out_channels), result, name="output")
 
-    def parts(self) -> list[tuple[Extent, Extent, _Tile]]:
-        """(first sample, tiles, tile): whole tiles, then what is left, in single samples if its number is unknown."""
+    def parts(self) -> list[tuple[int, Extent, _Tile]]:
+        """(first sample, samples, tile): whole tiles, then what is left; an unknown number is rounded up."""
         if not isinstance(self.batch, int):
-            whole, single = (_tile(self.workload, rows, 1, rows) for rows in (_DYNAMIC_ROWS, 1))
-            count = self.batch // whole.rows
-            return [(0, count, whole), (count * whole.rows, self.batch % whole.rows, single)]
-        whole = _tile(self.workload, self.batch, 1, self.batch)
-        count, rest = divmod(self.batch, whole.rows)
-        parts = [(0, count, whole)]
-        if rest:
-            parts.append((count * whole.rows, 1, _Tile(rest, 1, whole.vectors)))
-        return parts
+            whole = _tile(self.workload, _DYNAMIC_ROWS, 1, _DYNAMIC_ROWS)
+            return [(0, (self.batch + whole.rows - 1) // whole.rows * whole.rows, whole)]
+        rows, vectors = _samples_tile(self.workload, self.batch)
+        whole, rest = _Tile(rows, 1, vectors), self.batch % rows
+        parts: list[tuple[int, Extent, _Tile]] = [(0, self.batch - rest, whole)]
+        return [*parts, (self.batch - rest, rest, _Tile(rest, 1, vectors))] if rest else parts
 
-    def part(self, start: Extent, count: Extent, shape: _Tile, suffix: str) -> tuple[te.Tensor, Extent, _Tile]:
-        """Results [tiles, channel tiles, rows, vectors, lanes] of some samples."""
+    def part(self, start: int, count: Extent, shape: _Tile, suffix: str) -> tuple[te.Tensor, int, _Tile]:
+        """Results [samples, channel tiles, vectors, lanes] of some samples."""
         workload = self.workload
 
         def number(t: Any, k: Any, r: Any) -> Any:
-            return self.within_length(k, self.data[start + t * shape.rows + r, k])
+            row = start + t * shape.rows + r
+            if not isinstance(self.batch, int):
+                row = tirx.min(row, self.batch - 1)  # surplus samples are not stored
+            return self.within_length(k, self.data[row, k])
 
-        tile = te.compute((count, self.padded_length, shape.rows), number, name=f"tile{suffix}")
+        tile = te.compute((count // shape.rows, self.padded_length, shape.rows), number, name=f"tile{suffix}")
         units = self.unit(shape.vectors, suffix)
         word, step, k = self.reduction()
-        tiles = (count, workload.vectors // shape.vectors, shape.rows, shape.vectors, workload.lanes)
+        size = (count, workload.vectors // shape.vectors, shape.vectors, workload.lanes)
 
-        def total(t: Any, g: Any, r: Any, v: Any, lane: Any) -> Any:
-            return te.sum(tile[t, k, r] * units[g, word, step, v, lane], axis=[word, step])
+        def total(n: Any, g: Any, v: Any, lane: Any) -> Any:
+            return te.sum(tile[n // shape.rows, k, n % shape.rows] * units[g, word, step, v, lane], axis=[word, step])
 
-        sums = te.compute(tiles, total, name=f"accumulate{suffix}")
+        sums = te.compute(size, total, name=f"accumulate{suffix}")
 
-        def product(t: Any, g: Any, r: Any, v: Any, lane: Any) -> Any:
-            return sums[t, g, r, v, lane] * self.scale[self.channel(g, v, lane, shape.vectors)]
+        def product(n: Any, g: Any, v: Any, lane: Any) -> Any:
+            return sums[n, g, v, lane] * self.scale[self.channel(g, v, lane, shape.vectors)]
 
-        return te.compute(tiles, product, name=f"scaled{suffix}"), start, shape
+        return te.compute(size, product, name=f"scaled{suffix}"), start, shape
 
 
 def schedule_weight_only(function: tirx.PrimFunc, target: Any) -> tirx.PrimFunc:
@@ -529,9 +569,15 @@ def schedule_weight_only(function: tirx.PrimFunc, target: Any) -> tirx.PrimFunc:
     """
     workload = WeightOnlyWorkload.from_json(str(function.attrs[WORKLOAD_ATTRIBUTE]))
     batch = function.params[0].shape[0]
-    batch = int(batch) if isinstance(batch, int | tirx.IntImm) else batch
+    if isinstance(batch, int | tirx.IntImm):
+        return _scheduled(workload, int(batch), target)
+    scheduled = _scheduled(workload, batch, target)
+    return _with_single_sample(scheduled, _scheduled(workload, 1, target)) if workload.dense else scheduled
+
+
+def _scheduled(workload: WeightOnlyWorkload, batch: Extent, target: Any) -> tirx.PrimFunc:
     permute = target.arch == "x86_64" and 2**workload.bits <= workload.lanes
-    sch = s_tir.Schedule(weight_only(workload, batch, permute))
+    sch = s_tir.Schedule(weight_only(workload, batch, permute).without_attr("global_symbol"))
     cores = getattr(target, "cores", 1) if workload.macs >= _PARALLEL_MACS else 1
     scheduler = _Scheduler(sch, workload, target.arch != "armv7l", cores > 1)
     if workload.dense:
@@ -539,6 +585,18 @@ def schedule_weight_only(function: tirx.PrimFunc, target: Any) -> tirx.PrimFunc:
     else:
         scheduler.convolution()
     return sch.mod["main"]
+
+
+def _with_single_sample(many: tirx.PrimFunc, single: tirx.PrimFunc) -> tirx.PrimFunc:
+    """A function of any number of samples that runs another one for a single sample.
+
+    One sample is what a network on a device mostly gets, and a tile of samples would compute most of its sums in vain.
+    """
+    parameters = dict(zip(single.params, many.params, strict=True))
+    body = tvm_ffi.structural_map(single.body, (Var, lambda variable: parameters.get(variable, variable)))
+    choice = tirx.IfThenElse(many.params[0].shape[0] == 1, body, many.body)
+    root = s_tir.SBlock([], [], [], "root", choice)
+    return tirx.PrimFunc(many.params, s_tir.SBlockRealize([], True, root), many.ret_type, many.attrs)
 
 
 class _Scheduler:
@@ -561,8 +619,8 @@ class _Scheduler:
         sch.reverse_compute_at(blocks["output"], tile_loop, preserve_unit_loops=True)
         sch.compute_at(blocks["tile"], tile_loop, preserve_unit_loops=True)
         self.results("scaled", own)
-        self.sums("accumulate", "unit", 4)
-        self.gather(workload_taps=self.workload.kernel)
+        self.sums("accumulate", "unit", 8)
+        self.gather()
         self.scatter()
         self.decompose_padding()
 
@@ -570,13 +628,16 @@ class _Scheduler:
         sch, blocks = self.sch, self.blocks
         suffixes = [name.removeprefix("scaled") for name in blocks if name.startswith("scaled")]
         for suffix in suffixes:
-            tile, group, *own = sch.get_loops(blocks[f"scaled{suffix}"])
-            sch.reorder(group, tile)
+            samples, group, *own = sch.get_loops(blocks[f"scaled{suffix}"])
+            rows = sch.get(sch.get_loops(blocks[f"tile{suffix}"])[-1]).extent
+            tile, row = sch.split(samples, [None, rows])
+            sch.reorder(group, tile, row, *own)
             if self.parallel:
                 sch.parallel(group)
             sch.compute_at(blocks[f"accumulate{suffix}"], tile, preserve_unit_loops=True)
-            self.results(f"scaled{suffix}", own)
-            self.sums(f"accumulate{suffix}", f"unit{suffix}", 3)
+            self.results(f"scaled{suffix}", [row, *own])
+            self.sums(f"accumulate{suffix}", f"unit{suffix}", 4)
+            sch.vectorize(sch.get_loops(blocks[f"tile{suffix}"])[-1])
 
     def results(self, name: str, own: list[Any]) -> None:
         """Sums times scale."""
@@ -594,10 +655,11 @@ class _Scheduler:
         """The reduction outside the register tile, which is unrolled; weights are decoded once for it."""
         sch, blocks = self.sch, self.blocks
         block = blocks[name]
-        *pixels, word, step = sch.get_loops(block)[-spatial - 2 :]
+        *pixels, word, step = sch.get_loops(block)[-spatial - 2 :]  # those of a tile, and outer ones of extent 1
         sch.reorder(word, step, *pixels)
         for loop in pixels[:-1]:
             sch.unroll(loop)
+        sums = math.prod(int(sch.get(loop).extent) for loop in pixels[:-1])
         self.lanes(pixels[-1])
         sch.set_scope(block, 0, "local")
         sch.compute_at(blocks[unit], step, preserve_unit_loops=True)
@@ -605,15 +667,15 @@ class _Scheduler:
         vector, lane = sch.get_loops(blocks[unit])[-2:]
         sch.unroll(vector)
         sch.vectorize(lane)
-        sch.unroll(step)
+        sch.unroll(sch.split(step, [None, _divisor(self.workload.codes_per_word, _MOST_PRODUCTS // sums)])[1])
         sch.decompose_reduction(block, word)
 
-    def gather(self, workload_taps: tuple[int, int]) -> None:
+    def gather(self) -> None:
         """The copy of a tile, one k after the other, in vectors of a row of pixels."""
         sch, tile = self.sch, self.blocks["tile"]
         k, row, column = sch.get_loops(tile)[-3:]
-        if workload_taps != (1, 1):
-            sch.split(k, [None, *workload_taps])
+        if self.workload.kernel != (1, 1):
+            sch.split(k, [None, *self.workload.kernel])  # so that no step has to divide k into its position
         sch.unroll(row)
         if self.workload.strides[1] == 1:
             sch.vectorize(column)
@@ -623,11 +685,9 @@ class _Scheduler:
     def scatter(self) -> None:
         """Results to the output, whose pixels are neighbours where those of the sums are channels."""
         sch, output = self.sch, self.blocks["output"]
-        channel, row, column = sch.get_loops(output)[-3:]
+        row, column = sch.get_loops(output)[-2:]
         sch.unroll(row)
-        import os
-        if os.environ.get("SC")=="v": sch.vectorize(column)
-        elif os.environ.get("SC")=="u": sch.unroll(column)
+        sch.vectorize(column)
 
     def decompose_padding(self) -> None:
         if "pad" not in self.blocks:

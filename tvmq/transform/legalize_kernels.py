@@ -29,6 +29,7 @@ from tvmq.kernels import packing, pool
 from tvmq.kernels.conv2d import conv2d
 from tvmq.kernels.layout import channels_first
 from tvmq.kernels.rounding import round_products
+from tvmq.kernels.weight_only import weight_only
 
 __all__ = ["LegalizeKernels"]
 
@@ -46,12 +47,24 @@ def _call_tir(builder: relax.BlockBuilder, call: Call, function: tirx.PrimFunc, 
     return relax.call_tir(variable, list(call.args), out_ty=outputs)
 
 
+def _function_name(call: Call, default: str) -> str:
+    """The name of the call's layer in letters that a function's may have."""
+    return "".join(letter if letter.isalnum() else "_" for letter in str(call.attrs["layer"])) or default
+
+
 def _bitserial_conv2d(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
     workload = dialect.workload_of(call)
     batch, _, width, _, _ = _extents(call.args[0].ty.shape)
     function = conv2d(workload, batch, None if width == workload.width else width)
-    layer = "".join(letter if letter.isalnum() else "_" for letter in str(call.attrs["layer"]))
-    return _call_tir(builder, call, function, layer or "bitserial_conv2d")
+    return _call_tir(builder, call, function, _function_name(call, "bitserial_conv2d"))
+
+
+def _packed_weight_only(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
+    (batch,) = _extents(list(call.args[0].ty.shape)[:1])
+    # The number of samples may be an expression, such as sequences times their length; here it is a variable.
+    known = batch if isinstance(batch, int) else tirx.Var("samples", "int64")
+    function = weight_only(dialect.weight_only_workload(call), known)
+    return _call_tir(builder, call, function, _function_name(call, "weight_only"))
 
 
 def _bitpack(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
@@ -221,6 +234,7 @@ LEGALIZATIONS: dict[str, Legalization] = {
     "tvmq.im2col_bitpack": _im2col_bitpack,
     "tvmq.max_pool2d": _max_pool2d,
     "tvmq.packed_max_pool2d": _packed_max_pool2d,
+    "tvmq.packed_weight_only": _packed_weight_only,
     "tvmq.quantize": _quantize,
     "tvmq.threshold": _threshold,
 }
