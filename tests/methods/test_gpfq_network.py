@@ -352,3 +352,24 @@ def test_model_survives_a_round_trip():
     again = tvmq.Model.from_json(quantized.to_json())
     assert [dict(row) for row in again.quantization] == [dict(row) for row in quantized.quantization]
     np.testing.assert_array_equal(again.run(data[:4])[0], quantized.run(data[:4])[0])
+
+
+class Sequence(nn.Module):
+    """A linear layer over a transposed sequence, whose weight torch broadcasts to the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.head = nn.Linear(6, 6), nn.Linear(18, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.mix(x.transpose(1, 2))).flatten(1))
+
+
+def test_a_weight_that_is_broadcast_to_the_batch_stays_float():
+    torch.manual_seed(0)
+    x = torch.randn(40, 6, 3)
+    batch = torch.export.Dim("batch", min=1)
+    model = tvmq.load(torch.export.export(Sequence().eval(), (x[:2],), dynamic_shapes=({0: batch},)))
+    quantized = tvmq.quantize(model, tvmq.GPFQ(activations=2, constant=2.0), x.numpy())
+    assert "head" in [row["layer"] for row in quantized.quantization]
+    assert quantized.run(x.numpy())[0].shape == (40, 4)

@@ -73,7 +73,8 @@ _GROUP = 4
 _PARALLEL_MACS = 500_000
 """Multiply-accumulates below which waking other threads costs more than it saves."""
 _MOST_PRODUCTS = 352
-"""Products in the body of a loop; with more, LLVM may keep the sums in memory."""
+"""Products in the body of a loop.  TVM allocates more than a kilobyte of sums on the heap, from where LLVM lifts them
+into registers only if the loop has few accesses."""
 
 
 def _divisor(number: int, most: int) -> int:

@@ -23,7 +23,7 @@ from tvm.ir import PrimType, Var
 
 from tvmq.errors import InputError
 from tvmq.golden import Interpreter, bind_value
-from tvmq.methods.linear_layers import LayerUse, SharedWeight, apply_layer
+from tvmq.methods.linear_layers import LayerUse, SharedWeight, apply_layer, constant_of
 from tvmq.methods.spool import Spool
 from tvmq.model import Model, input_dependent, module_bindings
 
@@ -229,7 +229,7 @@ class SideBySide:
         constants: dict[Var, Any] = {}
         for binding in self._bindings:
             if binding.var not in dependent:
-                constants[binding.var] = self._interpreter.evaluate(binding.value, constants)
+                constants |= constant_of(binding, constants)
         return constants
 
     def _last_reads(self, function: relax.Function) -> dict[Var, int]:

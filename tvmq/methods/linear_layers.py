@@ -24,7 +24,16 @@ from tvmq.errors import ModelError
 from tvmq.golden import evaluate
 from tvmq.model import Model, input_dependent, is_layer, module_bindings
 
-__all__ = ["LayerUse", "SharedWeight", "apply_layer", "columns", "pieces", "shared_weights", "weight_like"]
+__all__ = [
+    "LayerUse",
+    "SharedWeight",
+    "apply_layer",
+    "columns",
+    "constant_of",
+    "pieces",
+    "shared_weights",
+    "weight_like",
+]
 
 LARGEST_GATHER = 2**24
 """Elements gathered at a time when a layer is applied: some 64 MiB."""
@@ -133,7 +142,7 @@ def shared_weights(model: Model) -> list[SharedWeight]:
     weights: dict[bytes, np.ndarray] = {}
     for position, binding in enumerate(module_bindings(function)):
         if binding.var not in dependent:
-            constants[binding.var] = evaluate(binding.value, constants)
+            constants |= constant_of(binding, constants)
             continue
         use = LayerUse(binding.var, binding.value, position)
         if not is_layer(binding.value, dependent) or not _is_supported(use):
@@ -145,6 +154,17 @@ def shared_weights(model: Model) -> list[SharedWeight]:
         uses.setdefault(key, []).append(use)
         weights[key] = weight
     return [SharedWeight(tuple(uses[key]), weights[key]) for key in uses]
+
+
+def constant_of(binding: Any, constants: Mapping[Var, Any]) -> dict[Var, Any]:
+    """The variable and value of a binding that does not depend on the network's input.
+
+    Nothing if its shape does, as that of a weight that was broadcast to the batch.
+    """
+    try:
+        return {binding.var: evaluate(binding.value, constants)}
+    except ModelError:
+        return {}
 
 
 def _is_supported(use: LayerUse) -> bool:
