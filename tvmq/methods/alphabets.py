@@ -374,8 +374,9 @@ def quantile_radius(weight: np.ndarray, constant: float, quantile: float = 1.0) 
 
 
 def _median_magnitude(weight: np.ndarray) -> float:
-    magnitudes = np.abs(weight)
-    middle = float(np.median(magnitudes))
+    # As they lie in memory: to put a transposed matrix in order takes longer than to find its median.
+    magnitudes = np.abs(weight).ravel(order="K")
+    middle = float(np.median(magnitudes, overwrite_input=True))
     if middle > 0 or not magnitudes.any():
         return middle
     return float(np.median(magnitudes[magnitudes > 0]))

@@ -218,7 +218,7 @@ class _Part:
 
     weights: np.ndarray
     mean_error: np.ndarray
-    sums: tuple[float, float, float, float]
+    sums: tuple[float, ...]
     dead_inputs: int
 
 
@@ -263,19 +263,18 @@ class _Work:
     def share(self, group: int, constant: float, processes: Processes) -> _Part:
         """Walk this process' neurons and put all together."""
         shares = np.array_split(np.arange(self.weight.neurons // self.weight.groups), processes.size)
-        mine = shares[processes.rank]
+        mine, counts = shares[processes.rank], [len(share) for share in shares]
         walked = self._walk(group, constant, mine) if len(mine) else None
-        columns = np.empty((0, self.weight.inputs + 3))
+        weights, norms = np.empty((self.weight.inputs, 0)), np.empty((3, 0))
         if walked is not None:
-            norms = np.stack([walked.mean_error, walked.error_norms, walked.output_norms])
-            columns = np.concatenate([walked.weights, norms]).T
-        merged = processes.concatenate(np.ascontiguousarray(columns), [len(share) for share in shares]).T
+            weights, norms = walked.weights, np.stack([walked.mean_error, walked.error_norms, walked.output_norms])
+        weights, (mean_error, errors, outputs) = processes.columns(weights, counts), processes.columns(norms, counts)
         searched = self.searched[group]
         letters, _codes = scalar_quantize(self.searched_weights[group], self.alphabet(constant, group, searched))
-        scalar, outputs = self.data.error_norms(group, self.searched_weights[group], letters)
-        sums = (float(merged[-2].sum()), float(merged[-1].sum()), float(scalar.sum()), float(outputs.sum()))
+        scalar, searched_outputs = self.data.error_norms(group, self.searched_weights[group], letters)
+        sums = tuple(float(part.sum()) for part in (errors, outputs, scalar, searched_outputs))
         dead = 0 if walked is None else int(walked.dead_inputs.sum())
-        return _Part(merged[:-3], merged[-3], sums, int(processes.maximum(np.array([dead]))[0]))
+        return _Part(weights, mean_error, sums, int(processes.maximum(np.array([dead]))[0]))
 
     def _walk(self, group: int, constant: float, neurons: np.ndarray) -> QuantizedWeights:
         matrix = self.weight.neurons_of(group, neurons)

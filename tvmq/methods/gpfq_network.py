@@ -12,7 +12,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +30,16 @@ from tvmq.methods.gpfq_layer import (
     quantize_layer,
 )
 from tvmq.methods.layerwise import LayerInputs, Quantized, SideBySide
-from tvmq.methods.linear_layers import SharedWeight, columns, pieces, shared_weights
+from tvmq.methods.linear_layers import LayerUse, SharedWeight, columns, pieces, shared_weights
 from tvmq.methods.processes import Processes, current_processes
 from tvmq.methods.progress import Estimator, Progress
 from tvmq.methods.rewrite import rewrite
+from tvmq.methods.trials import NO_SECONDS, expected_seconds
 from tvmq.model import Model
 
 __all__ = ["quantize_network"]
 
 INPUT_BITS = 8
-
-# What gathering an element, a row of a walk, and a weight in it take, in floating-point operations of a matrix product.
-GATHERING = 100
-ROW_STEP = 6e5
-WEIGHT_STEP = 2e3
 
 USEFUL_ROWS = 256
 """With fewer calibration rows than this, and than a layer has inputs, the walk fits the samples and not the data."""
@@ -87,7 +82,7 @@ def quantize_network(
         checkpoint = Checkpoint(folder, model, config, data, writes=processes.rank == 0)
         finished = [checkpoint.load(number) for number in range(len(chosen))]
         waiting = [weight for weight, layer in zip(chosen, finished, strict=True) if layer is None]
-        job = _Job(config, networks, processes, _Plan(waiting, networks.samples, config), memory, report)
+        job = _Job(config, networks, processes, waiting, memory, report)
         layers = []
         for number, (weight, layer) in enumerate(zip(chosen, finished, strict=True)):
             if layer is None:
@@ -122,55 +117,21 @@ def _chosen(weights: Sequence[SharedWeight], config: GPFQ, network: str) -> list
     return chosen
 
 
-class _Plan:
-    """What each weight will cost, in floating-point operations, and in which form its data is kept.
+def _rows(weight: SharedWeight, samples: int, patches: int | None) -> int:
+    """Rows of calibration data of a weight."""
+    positions = [use.rows_per_sample for use in weight.uses]
+    if patches is not None and not weight.uses[0].is_dense:
+        positions = [min(patches, count) for count in positions]
+    return samples * sum(positions)
 
-    Parameters
-    ----------
-    weights : sequence of SharedWeight
-    samples : int
-        Of the calibration data of this process.
-    config : GPFQ
-    """
 
-    def __init__(self, weights: Sequence[SharedWeight], samples: int, config: GPFQ) -> None:
-        self._config = config
-        self.rows = {weight: self._rows(weight, samples, config.patches) for weight in weights}
-        # Before a weight is quantized, both networks run from the one before it: gather, and multiply.
-        self.forward = dict.fromkeys(weights, 0.0)
-        for before, weight in pairwise(weights):
-            products = 2 * before.neurons + GATHERING
-            self.forward[weight] = 2.0 * self._rows(before, samples, None) * before.inputs * products
-
-    @staticmethod
-    def _rows(weight: SharedWeight, samples: int, limit: int | None) -> int:
-        positions = [use.rows_per_sample for use in weight.uses]
-        if limit is not None and not weight.uses[0].is_dense:
-            positions = [min(limit, count) for count in positions]
-        return samples * sum(positions)
-
-    def walks(self, weight: SharedWeight) -> float:
-        """How many neurons are walked, those of the search included."""
-        searched = min(SEARCHED_NEURONS, weight.neurons) * TRIED_CONSTANTS
-        return weight.neurons + (searched if self._config.constant == "search" else 0)
-
-    def gathers(self, weight: SharedWeight, memory: int) -> bool:
-        """Whether gathered data is walked with fewer operations than Gram matrices, and fits into memory."""
-        rows, inputs, walks = self.rows[weight], weight.inputs, self.walks(weight)
-        if weight.groups > 1 or 4 * rows * (2 * inputs + 4 * weight.neurons) > memory:
-            return False
-        return 6.0 * rows * inputs * walks < 4.0 * rows * inputs**2 + 4.0 * inputs**2 * walks
-
-    def walking(self, weight: SharedWeight, gathers: bool) -> float:
-        """Operations of the walks; besides the products there are single steps for every row and every weight."""
-        walks = 1 + (TRIED_CONSTANTS if self._config.constant == "search" else 0)
-        products = 6.0 * self.rows[weight] if gathers else 8.0 * weight.inputs
-        return weight.inputs * (walks * ROW_STEP + self.walks(weight) * (products + WEIGHT_STEP))
-
-    def summing(self, weight: SharedWeight, gathers: bool) -> float:
-        """Operations of gathering both inputs and of the Gram matrices."""
-        products = 0.0 if gathers else 4.0 * weight.inputs
-        return self.rows[weight] * weight.inputs * weight.groups * (products + 2 * GATHERING)
+def _gathers(weight: SharedWeight, rows: int, config: GPFQ, memory: int) -> bool:
+    """Whether gathered data is walked with fewer operations than Gram matrices, and fits into memory."""
+    searched = min(SEARCHED_NEURONS, weight.neurons) * TRIED_CONSTANTS if config.constant == "search" else 0
+    inputs, walks = weight.inputs, weight.neurons + searched
+    if weight.groups > 1 or 4 * rows * (2 * inputs + 4 * weight.neurons) > memory:
+        return False
+    return 6.0 * rows * inputs * walks < 4.0 * rows * inputs**2 + 4.0 * inputs**2 * walks
 
 
 class _Job:
@@ -181,20 +142,27 @@ class _Job:
         config: GPFQ,
         networks: SideBySide,
         processes: Processes,
-        plan: _Plan,
+        weights: Sequence[SharedWeight],
         memory: int,
         report: Callable[[Progress], None] | None,
     ) -> None:
-        self._config, self._networks, self._processes, self._plan = config, networks, processes, plan
-        self._gathers = {weight: processes.size == 1 and plan.gathers(weight, memory) for weight in plan.rows}
-        self._quantizers: dict[Any, ActivationQuantizer] = {}
-        planned = {
-            "forward": sum(plan.forward.values()),
-            "sums": sum(plan.summing(weight, self._gathers[weight]) for weight in plan.rows),
-            "walks": sum(plan.walking(weight, self._gathers[weight]) for weight in plan.rows),
+        self._config, self._networks, self._processes = config, networks, processes
+        self._rows = {weight: _rows(weight, networks.samples, config.patches) for weight in weights}
+        self._gathers = {
+            weight: processes.size == 1 and _gathers(weight, rows, config, memory)
+            for weight, rows in self._rows.items()
         }
-        precision = {"forward": "float32", "sums": "float64", "walks": "float64"}
-        self._estimator = Estimator(planned, precision, report)
+        self._quantizers: dict[Any, ActivationQuantizer] = {}
+        self._expected = dict.fromkeys(weights, NO_SECONDS)
+        if report is not None:
+            self._expected = expected_seconds(networks, weights, config, self._rows, self._gathers, self._try_gathering)
+        expected = self._expected.values()
+        kinds = {
+            "forward": sum(seconds.forward for seconds in expected),
+            "sums": sum(seconds.sums for seconds in expected),
+            "walks": sum(seconds.walks for seconds in expected),
+        }
+        self._estimator = Estimator(kinds, report)
 
     def quantize(self, weight: SharedWeight, first: bool) -> QuantizedLayer:
         """Quantize a weight; ``first`` says that it is the network's first."""
@@ -205,8 +173,8 @@ class _Job:
         data = self._data(weight)
         before = time.perf_counter()
         layer = quantize_layer(weight, data, self._config, self._processes, quantizer)
-        operations = self._plan.walking(weight, self._gathers[weight])
-        self._estimator.finished("walks", operations, time.perf_counter() - before, weight.name)
+        expected = self._expected[weight].walks
+        self._estimator.finished("walks", expected, time.perf_counter() - before, weight.name)
         layer.row["seconds"] = round(time.perf_counter() - start, 3)
         return layer
 
@@ -238,7 +206,7 @@ class _Job:
                     values.add_counts(seen.quantized)
             values.reduce_counts(self._processes)
             self._quantizers[key] = fit_quantizer(values, bits, clip, config.percentile)
-            # The networks ran to this layer here: its operations are counted when its data is gathered.
+            # The networks ran to this layer here: that is counted as done when its data is gathered.
             self._estimator.finished("forward", 0.0, time.perf_counter() - start, weight.name)
         return self._quantizers[key]
 
@@ -248,21 +216,20 @@ class _Job:
         return (*(use.call.args[0] for use in weight.uses), bits)
 
     def _data(self, weight: SharedWeight) -> GramData | GatheredData:
-        gathers = self._gathers[weight]
-        data: GramData | GatheredData = (
-            GatheredData(weight.inputs, self._plan.rows[weight]) if gathers else GramData(weight.inputs, weight.groups)
-        )
-        count = self._networks.batches
+        data: GramData | GatheredData = GramData(weight.inputs, weight.groups)
+        if self._gathers[weight]:
+            data = GatheredData(weight.inputs, self._rows[weight])
+        expected, count = self._expected[weight], self._networks.batches
         # A generator for each layer, so that a resumed run draws what an uninterrupted one does.
         random = np.random.default_rng([self._config.seed, self._processes.rank, weight.uses[0].position])
         before = time.perf_counter()
         for batch in self._networks.inputs(weight):
             ran = time.perf_counter()
-            self._estimator.finished("forward", self._plan.forward[weight] / count, ran - before, weight.name)
+            self._estimator.finished("forward", expected.forward / count, ran - before, weight.name)
             for seen in batch:
                 self._add(data, seen, random)
             before = time.perf_counter()
-            self._estimator.finished("sums", self._plan.summing(weight, gathers) / count, before - ran, weight.name)
+            self._estimator.finished("sums", expected.sums / count, before - ran, weight.name)
         data.reduce(self._processes)
         if not weight.weight.any():
             warnings.warn(f"layer '{weight.name}': all weights are zero, and stay zero", stacklevel=2)
@@ -275,11 +242,19 @@ class _Job:
         return data
 
     def _add(self, data: GramData | GatheredData, seen: LayerInputs, random: np.random.Generator) -> None:
-        positions = None
-        limit, count = self._config.patches, seen.use.rows_per_sample
-        if limit is not None and not seen.use.is_dense and limit < count:
-            positions = np.sort(random.choice(count, limit, replace=False))
+        positions = self._positions(seen.use, random)
         for piece in pieces(seen.use, len(seen.analog)):
             analog = columns(seen.use, seen.analog[piece], positions)
             same = seen.quantized is seen.analog
             data.add(analog, analog if same else columns(seen.use, seen.quantized[piece], positions))
+
+    def _positions(self, use: LayerUse, random: np.random.Generator) -> np.ndarray | None:
+        """Output positions of a convolution that are looked at, if not all."""
+        limit, count = self._config.patches, use.rows_per_sample
+        if limit is None or use.is_dense or limit >= count:
+            return None
+        return np.sort(random.choice(count, limit, replace=False))
+
+    def _try_gathering(self, use: LayerUse, x: np.ndarray) -> None:
+        for piece in pieces(use, len(x)):
+            columns(use, x[piece], self._positions(use, np.random.default_rng(0)))

@@ -13,6 +13,7 @@ uses.  What lies between them is run with the float weight, ahead of the state, 
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -27,7 +28,7 @@ from tvmq.methods.linear_layers import LayerUse, SharedWeight, apply_layer, cons
 from tvmq.methods.spool import Spool
 from tvmq.model import Model, input_dependent, module_bindings
 
-__all__ = ["LayerInputs", "Quantized", "SideBySide"]
+__all__ = ["LayerInputs", "Quantized", "SideBySide", "Trial"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +52,21 @@ class LayerInputs(NamedTuple):
     use: LayerUse
     analog: np.ndarray
     quantized: np.ndarray
+
+
+class Trial(NamedTuple):
+    """Seconds that a sample takes in the analog network.
+
+    Attributes
+    ----------
+    elapsed : list of float
+        By position of a binding: what runs before it.
+    gathering : dict of Var to float
+        By variable of a use: looking at its inputs.
+    """
+
+    elapsed: list[float]
+    gathering: dict[Var, float]
 
 
 class _State(NamedTuple):
@@ -101,6 +117,7 @@ class SideBySide:
         # Variables cannot be pickled, so that states are stored by number.
         self._variables = self._all_variables(function)
         self._number = {variable: number for number, variable in enumerate(self._variables)}
+        self._parameters = list(function.params)
         self._position = 0
         self.samples = 0
         self._states = Spool(memory)
@@ -170,6 +187,45 @@ class SideBySide:
                     position = use.position
             yield seen
         self._position = max(self._position, first)
+
+    def try_sample(self, look: Callable[[LayerUse, np.ndarray], None]) -> Trial:
+        """Run the first sample through the analog network and forget it.
+
+        Parameters
+        ----------
+        look : callable
+            Called with every use of a weight and its input.
+
+        Returns
+        -------
+        Trial
+        """
+        state, samples = self._first_sample()
+        elapsed, gathering = [0.0], {}
+        for position, binding in enumerate(self._bindings):
+            start = looked = time.perf_counter()
+            if binding.var not in self._constants:
+                if binding.var in self._uses:
+                    use = self._uses[binding.var]
+                    look(use, self._value(use.call.args[0], state.analog))
+                    looked = time.perf_counter()
+                    gathering[binding.var] = (looked - start) / samples
+                pattern = binding.ty if isinstance(binding, relax.MatchCast) else None
+                bind_value(state.analog, binding.var, pattern, self._evaluate(binding, state.analog))
+                self._drop(state, position + 1, relax.analysis.free_vars(binding.value))
+            elapsed.append(elapsed[-1] + (time.perf_counter() - looked) / samples)
+        return Trial(elapsed, gathering)
+
+    def _first_sample(self) -> tuple[_State, int]:
+        """The inputs of one sample, or of a batch where the network takes no other, and how many these are."""
+        inputs = self._load(0).analog
+        arrays = [inputs[parameter] for parameter in self._parameters]
+        if all(isinstance(parameter.ty.shape[0], Var) for parameter in self._parameters):
+            arrays = [array[:1] for array in arrays]
+        values: dict[Var, Any] = {}
+        for parameter, array in zip(self._parameters, arrays, strict=True):
+            bind_value(values, parameter, parameter.ty, array)
+        return _State(values, {}), len(arrays[0])
 
     def _seen(self, use: LayerUse, state: _State) -> LayerInputs:
         analog, quantized = (self._value(use.call.args[0], values) for values in state)

@@ -32,11 +32,14 @@ __all__ = [
     "constant_of",
     "pieces",
     "shared_weights",
+    "transposed",
     "weight_like",
 ]
 
 LARGEST_GATHER = 2**24
 """Elements gathered at a time when a layer is applied: some 64 MiB."""
+STRIPE = 32
+"""Rows that are transposed at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,12 +118,20 @@ class SharedWeight:
     def neurons_of(self, group: int, neurons: np.ndarray) -> np.ndarray:
         """Some neurons of a group as float64 of shape (N, k), a neuron per column."""
         rows = self.weight.reshape(self.groups, self.neurons // self.groups, self.inputs)[group]
-        return np.ascontiguousarray(rows[neurons].T, np.float64)
+        return transposed(rows[neurons], np.float64)
 
     def from_matrices(self, matrices: list[np.ndarray]) -> np.ndarray:
         """The float32 weight whose groups have the given matrices, a neuron per column."""
-        rows = np.concatenate([matrix.T for matrix in matrices])
-        return np.ascontiguousarray(rows.reshape(self.weight.shape), np.float32)
+        rows = [transposed(matrix, np.float32) for matrix in matrices]
+        return (rows[0] if len(rows) == 1 else np.concatenate(rows)).reshape(self.weight.shape)
+
+
+def transposed(matrix: np.ndarray, dtype: type) -> np.ndarray:
+    """The transpose of an (M, N) matrix in memory of its own, written in stripes that fill whole cache lines."""
+    result: np.ndarray = np.empty(matrix.shape[::-1], dtype)
+    for start in range(0, len(matrix), STRIPE):
+        result[:, start : start + STRIPE] = matrix[start : start + STRIPE].T
+    return result
 
 
 def shared_weights(model: Model) -> list[SharedWeight]:

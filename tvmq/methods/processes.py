@@ -51,6 +51,10 @@ class Processes:
         """
         return array
 
+    def columns(self, array: np.ndarray, counts: list[int]) -> np.ndarray:
+        """The columns of all processes, side by side: as :meth:`concatenate`, along axis 1."""
+        return self.concatenate(np.ascontiguousarray(array.T), counts).T if self.size > 1 else array
+
     def fingerprint(self, digest: str) -> str:
         """One fingerprint of the hexadecimal digests of all processes."""
         if self.size == 1:
