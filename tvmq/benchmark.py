@@ -45,27 +45,35 @@ _SEED = 0
 ProgressCallback = Callable[[str, float, float | None], None]
 
 
-def set_threads(threads: int) -> None:
+def set_threads(threads: int | None) -> int:
     """Start the threads that TVM's kernels run on; their number cannot change later.
 
     Parameters
     ----------
-    threads : int
+    threads : int or None
+        ``None`` takes as many as TVM runs on already, or would by itself.
+
+    Returns
+    -------
+    int
+        Their number.
 
     Raises
     ------
     InputError
         If TVM has started another number already; or for less than one thread.
     """
-    if threads < 1:
+    if threads is not None and threads < 1:
         raise InputError(f"threads must be 1 or more, not {threads}")
-    before = os.environ.get(_THREADS_VARIABLE)
-    os.environ[_THREADS_VARIABLE] = str(threads)
     import tvm.runtime
 
+    if threads is None:
+        return int(tvm.runtime.num_threads())
+    before = os.environ.get(_THREADS_VARIABLE)
+    os.environ[_THREADS_VARIABLE] = str(threads)
     running = int(tvm.runtime.num_threads())  # starts them if they are not running yet
     if running == threads:
-        return
+        return running
     if before is None:
         del os.environ[_THREADS_VARIABLE]
     else:
@@ -121,7 +129,7 @@ def bench(
     *,
     target: str | None = None,
     batch: int | None = None,
-    threads: int = 1,
+    threads: int | None = None,
     rounds: int = 20,
     rivals: str = "auto",
     rival_model: Model | None = None,
@@ -141,8 +149,9 @@ def bench(
         Whose library to run; by default the one that fits this machine best.
     batch : int, optional
         Samples of random inputs.
-    threads : int
-        Threads of every contestant; the process is held on as many processors meanwhile.
+    threads : int, optional
+        Threads of every contestant; the process is held on as many processors meanwhile.  By default as many as TVM
+        runs on; another number has to be set before TVM has run anything, with ``TVM_NUM_THREADS`` or here.
     rounds : int
         How often all contestants take their turn.
     rivals : str
@@ -172,8 +181,8 @@ def bench(
     if inputs is not None and batch is not None:
         raise InputError("give inputs or a batch, not both")
     engines, left_out = engines_of(rivals)
+    threads = set_threads(threads)
     processors = choose_processors(threads)
-    set_threads(threads)
     show = progress or (lambda text, fraction, left: None)
     with pinned(processors):
         show("compiling", 0.0, None)

@@ -72,8 +72,11 @@ def bench_command(
         raise typer.BadParameter("name a .tvmq or .onnx file, or use --calibrate-target")
     if inputs is not None and batch is not None:
         raise typer.BadParameter("--input has its own batch; leave out --batch")
+    from tvmq.benchmark import set_threads  # loads TVM
+
     for path in filter(None, (output, chart)):
         _require_writable(path)
+    set_threads(threads)  # loading may run something
     network, names = _network(source, target)
     arrays = None if inputs is None else read_arrays(inputs, names)
     report = _measured(network, arrays, target, batch, threads, rounds, rivals)
