@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from tvmq import errors, nn, transform
+    from tvmq.benchmark import bench
     from tvmq.compiler import compile
     from tvmq.errors import (
         BundleError,
@@ -51,6 +52,7 @@ __all__ = [
     "TvmqError",
     "UnsupportedOperatorError",
     "__version__",
+    "bench",
     "compile",
     "errors",
     "get_target",
@@ -79,6 +81,7 @@ _HOMES = {
     "ToolchainError": ("tvmq.errors", "ToolchainError"),
     "TvmqError": ("tvmq.errors", "TvmqError"),
     "UnsupportedOperatorError": ("tvmq.errors", "UnsupportedOperatorError"),
+    "bench": ("tvmq.benchmark", "bench"),
     "compile": ("tvmq.compiler", "compile"),
     "errors": ("tvmq.errors", ""),
     "get_target": ("tvmq.target", "get_target"),

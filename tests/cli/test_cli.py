@@ -16,7 +16,7 @@ from tvmq.cli import app
 from tvmq.errors import BundleError, ModelError
 from tvmq.report import receipt
 
-COMMANDS = ["compile", "inspect", "quantize", "run", "targets"]
+COMMANDS = ["bench", "compile", "inspect", "quantize", "run", "targets"]
 
 LAYER = {
     "name": "conv1",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 import tvmq
+from tvmq.cli.bench import bench_command
 from tvmq.cli.compile import compile_command
 from tvmq.cli.inspect import inspect_command
 from tvmq.cli.quantize import quantize_command
@@ -31,6 +32,7 @@ app.command(
 )(quantize_command)
 app.command("run", epilog="Example: tvmq run net.tvmq --input images.npz --output scores.npz")(run_command)
 app.command("inspect", epilog="Example: tvmq inspect net.tvmq --target raspberry-pi-4")(inspect_command)
+app.command("bench", epilog="Example: tvmq bench net.tvmq --rivals onnxruntime --chart bench.png")(bench_command)
 app.command("targets", epilog="Example: tvmq targets --json")(targets_command)
 
 

@@ -16,7 +16,7 @@ import uuid
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,6 +127,18 @@ class Bundle:
     def outputs(self) -> tuple[TensorSpec, ...]:
         """What the network gives."""
         return tuple(TensorSpec(**spec) for spec in self.manifest["outputs"])
+
+    @property
+    def default_target(self) -> str:
+        """The target whose library fits this machine best.
+
+        Raises
+        ------
+        BundleError
+            If none does.
+        """
+        self.require_compiled()
+        return self._best(this_machine())
 
     def require_compiled(self) -> None:
         """Look whether there is anything to run.
@@ -278,6 +290,49 @@ class Bundle:
         self.require_compiled()
         checked = check_inputs(self.inputs, arrays or self.check_inputs)
         return self._executor(target).time(*checked, repeat=repeat)
+
+    def bound(self, *arrays: Any, target: str | None = None) -> Callable[[], object]:
+        """The network with its inputs in place, for measurements that have their own way of counting time.
+
+        Parameters
+        ----------
+        *arrays, target
+            As for :meth:`time`.
+
+        Returns
+        -------
+        callable
+            Runs the network once on this machine, without copying inputs or outputs.
+
+        Raises
+        ------
+        InputError, BundleError
+            As for :meth:`time`.
+        """
+        self.require_compiled()
+        return self._executor(target).bound(*check_inputs(self.inputs, arrays or self.check_inputs))
+
+    def call_times(self, *arrays: Any, repeat: int = 10, target: str | None = None) -> list[tuple[str, float]]:
+        """Time every function that a run calls, on this machine, in the order in which they run.
+
+        Parameters
+        ----------
+        *arrays, repeat, target
+            As for :meth:`time`.
+
+        Returns
+        -------
+        list of (str, float)
+            Name of the function and its median seconds.
+
+        Raises
+        ------
+        InputError, BundleError
+            As for :meth:`time`.
+        """
+        self.require_compiled()
+        checked = check_inputs(self.inputs, arrays or self.check_inputs)
+        return self._executor(target).call_times(*checked, repeat=repeat)
 
     def check(self, target: str | None = None) -> list[str]:
         """Run the self-check's inputs on this machine and compare the outputs bit for bit.

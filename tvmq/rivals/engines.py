@@ -1,0 +1,181 @@
+"""The engines that a network can be compared with, and how each is set up to be at its best on given threads."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from tvmq.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+
+__all__ = ["ENGINES", "Engine", "Rival", "build_rival", "engines_of"]
+
+EXTRA = "tvmq[benchmarks]"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One way to run an ONNX network.
+
+    Attributes
+    ----------
+    name : str
+        Such as ``"onnxruntime int8"``.
+    package : str
+        The Python package that has to be installed.
+    precision : {"float32", "int8"}
+        What the network is computed in.
+    settings : str
+        How it is set up, for people.
+    """
+
+    name: str
+    package: str
+    precision: str
+    settings: str
+
+    @property
+    def installed(self) -> bool:
+        """Whether the package is there."""
+        return importlib.util.find_spec(self.package) is not None
+
+
+_ONNXRUNTIME_SETTINGS = "all graph optimizations, inputs and outputs bound once"
+_OPENVINO_SETTINGS = "LATENCY hint, one stream, float32 where not int8, inputs bound once"
+
+ENGINES = (
+    Engine("onnxruntime fp32", "onnxruntime", "float32", _ONNXRUNTIME_SETTINGS),
+    Engine("onnxruntime int8", "onnxruntime", "int8", f"QDQ, U8S8, per channel; {_ONNXRUNTIME_SETTINGS}"),
+    Engine("openvino int8", "openvino", "int8", f"the same QDQ network; {_OPENVINO_SETTINGS}"),
+)
+
+
+@dataclass(frozen=True)
+class Rival:
+    """An engine with a network loaded and its inputs bound.
+
+    Attributes
+    ----------
+    engine : Engine
+    version : str
+        Of the package.
+    run : callable
+        Runs the network once on the bound inputs.
+    outputs : callable
+        The outputs of the last run, as a list of arrays.
+    """
+
+    engine: Engine
+    version: str
+    run: Callable[[], object]
+    outputs: Callable[[], list[np.ndarray]]
+
+
+def engines_of(choice: str) -> tuple[list[Engine], dict[str, str]]:
+    """The engines that a user asks for.
+
+    Parameters
+    ----------
+    choice : str
+        ``"none"``, ``"auto"`` (all that are installed), or names of packages with commas between them.
+
+    Returns
+    -------
+    (list of Engine, dict of str to str)
+        What to run, and of each engine that ``"auto"`` leaves out the reason.
+
+    Raises
+    ------
+    InputError
+        For an unknown package, or one that is named and not installed.
+    """
+    if choice == "none":
+        return [], {}
+    if choice == "auto":
+        missing = {
+            engine.name: f"{engine.package} is not installed (pip install '{EXTRA}')"
+            for engine in ENGINES
+            if not engine.installed
+        }
+        return [engine for engine in ENGINES if engine.installed], missing
+    packages = list(dict.fromkeys(engine.package for engine in ENGINES))
+    named = [name.strip() for name in choice.split(",")]
+    for name in named:
+        if name not in packages:
+            known = ["auto", "none", *packages]
+            raise InputError(f"unknown rival '{name}'{nearest(name, known) or '; choose from ' + ', '.join(known)}")
+        if importlib.util.find_spec(name) is None:
+            raise InputError(f"rival '{name}' is not installed; install it with: pip install '{EXTRA}'")
+    return [engine for engine in ENGINES if engine.package in named], {}
+
+
+def build_rival(
+    engine: Engine, networks: Mapping[str, onnx.ModelProto], inputs: Mapping[str, np.ndarray], threads: int
+) -> Rival:
+    """Load a network into an engine.
+
+    Parameters
+    ----------
+    engine : Engine
+    networks : mapping of str to onnx.ModelProto
+        By precision.
+    inputs : mapping of str to numpy.ndarray
+        By name; they are bound once.
+    threads : int
+        How many the engine may use.
+
+    Returns
+    -------
+    Rival
+    """
+    load = {"onnxruntime": _onnxruntime, "openvino": _openvino}[engine.package]
+    run, outputs = load(networks[engine.precision].SerializeToString(), inputs, threads)
+    run()  # whatever is lazy happens here, and an error comes now
+    return Rival(engine, version(engine.package), run, outputs)
+
+
+_Loaded = tuple[Callable[[], object], Callable[[], list[Any]]]
+
+
+def _onnxruntime(network: bytes, inputs: Mapping[str, np.ndarray], threads: int) -> _Loaded:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(network, options, providers=["CPUExecutionProvider"])
+    binding = session.io_binding()
+    for name, array in inputs.items():
+        binding.bind_cpu_input(name, array)
+    for output in session.get_outputs():
+        binding.bind_output(output.name)
+    return lambda: session.run_with_iobinding(binding), binding.copy_outputs_to_cpu
+
+
+def _openvino(network: bytes, inputs: Mapping[str, np.ndarray], threads: int) -> _Loaded:
+    import openvino
+
+    core = openvino.Core()
+    options = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": "1",
+        "INFERENCE_NUM_THREADS": str(threads),
+        "INFERENCE_PRECISION_HINT": "f32",
+        "ENABLE_CPU_PINNING": False,  # the process is pinned already
+    }
+    compiled = core.compile_model(core.read_model(network, b""), "CPU", options)
+    request = compiled.create_infer_request()
+    for name, array in inputs.items():
+        request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
+
+    def outputs() -> list[Any]:
+        return [request.get_tensor(port).data.copy() for port in compiled.outputs]
+
+    return request.infer, outputs
