@@ -7,6 +7,7 @@ started again.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -18,7 +19,7 @@ from typing import Any
 from tvmq.errors import RecordError
 from tvmq.kernels.knobs import Knobs
 
-__all__ = ["Journal", "Trial"]
+__all__ = ["Journal", "Trial", "user_trials"]
 
 
 @dataclass(frozen=True)
@@ -65,19 +66,20 @@ class Journal:
         name = hashlib.sha256(key.encode()).hexdigest()[:16]
         self.path = folder / f"{name}.jsonl"
         self._header = {"key": key, **about}
-        lines = self._lines()
-        self.trials = [_trial(line) for line in lines[1:]] if lines and lines[0] == self._header else []
-        self._fresh = not self.trials
+        header, *lines = self._lines() or [None]
+        found = [_trial(line) for line in lines] if header == self._header else []
+        self.trials = [trial for trial in found if trial is not None]
+        self._fresh = header != self._header
 
     def _lines(self) -> list[Any]:
         try:
             text = self.path.read_text(encoding="utf-8", errors="replace")
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
             raise RecordError(f"{self.path}: cannot be read ({error.strerror})") from None
         lines = []
-        for line in text.splitlines():
+        for line in filter(None, text.splitlines()):
             try:
                 lines.append(json.loads(line))
             except json.JSONDecodeError:
@@ -94,13 +96,13 @@ class Journal:
         """
         self.trials.append(trial)
         lines = [self._header] if self._fresh else []
-        lines.append({name: getattr(trial, name) for name in Trial.__dataclass_fields__})
-        # A line that was torn has no end; without the first character this one would be lost with it.
-        text = "".join(f"\n{json.dumps(line, separators=(',', ':'))}" for line in lines)
+        lines.append(dataclasses.asdict(trial))
+        # A torn line has no end, and would take this one with it: so lines also begin with an end.
+        text = "".join(f"\n{json.dumps(line, separators=(',', ':'))}\n" for line in lines)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("w" if self._fresh else "a", encoding="utf-8") as file:
-                file.write(text.lstrip("\n") + "\n" if self._fresh else text + "\n")
+                file.write(text)
         except OSError as error:
             raise RecordError(f"{self.path}: cannot be written ({error.strerror})") from None
         self._fresh = False
@@ -118,5 +120,6 @@ def user_trials() -> Path:
     return home / "tvmq" / "trials"
 
 
-def _trial(line: Any) -> Trial:
-    return Trial(**{name: line[name] for name in Trial.__dataclass_fields__})
+def _trial(line: Any) -> Trial | None:
+    names = {item.name for item in dataclasses.fields(Trial)}
+    return Trial(**line) if isinstance(line, dict) and set(line) == names else None

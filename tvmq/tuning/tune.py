@@ -358,7 +358,8 @@ class _Session:
         return text in self.known and self.known[text].trials >= self.budgets[text]
 
     def run(self) -> TuneResult:
-        kernels, files = [], {str(self.folder / file_name(self.core) / "conv2d.json") for _ in self.known}
+        place = self.folder / file_name(self.core)
+        kernels, files = [], {str(place / f"{record.key.kernel}.json") for record in self.known.values()}
         for text in self.order:
             task = self.searches[text].task
             if self._is_done(text):
