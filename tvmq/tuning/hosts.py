@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
+import socket
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from tvmq.tuning.measure import CANDIDATE, DEFAULT, pair_times, random_array
 
 __all__ = ["Host", "LocalHost", "TrackerHost", "host_of"]
 
+CONNECT_SECONDS = 10
 SESSION_SECONDS = 60
 """Time that a lent machine has for one trial."""
 
@@ -184,6 +186,8 @@ class TrackerHost:
         from tvm import rpc
 
         try:
+            # TVM itself would try for a minute.
+            socket.create_connection((self._config.tracker_host, self._config.tracker_port), CONNECT_SECONDS).close()
             entries = rpc.connect_tracker(self._config.tracker_host, self._config.tracker_port).summary()["server_info"]
         except Exception as error:  # TVM raises RuntimeError, OSError, or classes of its own
             raise ToolchainError(f"{self.name}: no tracker answers there ({_reason(error)})") from None
