@@ -34,6 +34,7 @@ FLOORS = {
     "runtime": 2,
     "bitplanes": 1,
     "target": 1,
+    "records": 1,
     "report": 1,
     "machine": 1,
     "errors": 1,

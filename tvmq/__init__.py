@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         BundleError,
         InputError,
         ModelError,
+        RecordError,
         TargetError,
         ToolchainError,
         TvmqError,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from tvmq.target import Target, get_target
     from tvmq.target import list_targets as targets
     from tvmq.transform.pipeline import pipeline
+    from tvmq.tuning.tune import TuneResult, tune
     from tvmq.verification import verify
 
 __all__ = [
@@ -46,9 +48,11 @@ __all__ = [
     "InputError",
     "Model",
     "ModelError",
+    "RecordError",
     "Target",
     "TargetError",
     "ToolchainError",
+    "TuneResult",
     "TvmqError",
     "UnsupportedOperatorError",
     "__version__",
@@ -64,6 +68,7 @@ __all__ = [
     "quantize",
     "targets",
     "transform",
+    "tune",
     "verify",
 ]
 
@@ -76,9 +81,11 @@ _HOMES = {
     "InputError": ("tvmq.errors", "InputError"),
     "Model": ("tvmq.model", "Model"),
     "ModelError": ("tvmq.errors", "ModelError"),
+    "RecordError": ("tvmq.errors", "RecordError"),
     "Target": ("tvmq.target", "Target"),
     "TargetError": ("tvmq.errors", "TargetError"),
     "ToolchainError": ("tvmq.errors", "ToolchainError"),
+    "TuneResult": ("tvmq.tuning.tune", "TuneResult"),
     "TvmqError": ("tvmq.errors", "TvmqError"),
     "UnsupportedOperatorError": ("tvmq.errors", "UnsupportedOperatorError"),
     "bench": ("tvmq.benchmark", "bench"),
@@ -93,6 +100,7 @@ _HOMES = {
     "quantize": ("tvmq.methods.quantize", "quantize"),
     "targets": ("tvmq.target", "list_targets"),
     "transform": ("tvmq.transform", ""),
+    "tune": ("tvmq.tuning.tune", "tune"),
     "verify": ("tvmq.verification", "verify"),
 }
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import tvm
 from tvm import relax
 
+from tvmq.records import RecordBook
 from tvmq.runtime.toolchain import export_library
 from tvmq.target import Target
 from tvmq.transform import folding_passes, lowering_passes, scheduling_passes
@@ -36,7 +37,7 @@ class Stage:
     portable: bool
 
 
-def stages_of(module: tvm.IRModule, core: Target) -> Iterator[Stage]:
+def stages_of(module: tvm.IRModule, core: Target, records: RecordBook | None = None) -> Iterator[Stage]:
     """The module after every pass.
 
     Parameters
@@ -44,13 +45,15 @@ def stages_of(module: tvm.IRModule, core: Target) -> Iterator[Stage]:
     module : tvm.IRModule
         Of a model.
     core : Target
+    records : RecordBook, optional
+        Tuned schedules; default: what comes with tvmq, and the user's own.
 
     Yields
     ------
     Stage
         The last is ready for :func:`build_library`.
     """
-    folding, lowering, scheduling = folding_passes(), lowering_passes(core), scheduling_passes(core)
+    folding, lowering, scheduling = folding_passes(), lowering_passes(core), scheduling_passes(core, records)
     passes = [*folding, *lowering, *scheduling]
     for index, item in enumerate(passes):
         module = item(module)

@@ -16,6 +16,7 @@ from tvmq.errors import InputError, ModelError
 from tvmq.layers import LayerRows, layer_rows
 from tvmq.machine import this_machine
 from tvmq.model import Model
+from tvmq.records import RecordBook
 from tvmq.runtime.bundle import Bundle
 from tvmq.runtime.tensors import check_inputs as checked
 from tvmq.runtime.toolchain import find_compiler
@@ -35,6 +36,7 @@ def compile(
     check_inputs: Sequence[Any] | None = None,
     debug_dir: str | os.PathLike[str] | None = None,
     verify: bool = False,
+    schedules: str | os.PathLike[str] | None = None,
 ) -> Bundle:
     """Compile a model for one or more targets.
 
@@ -51,6 +53,9 @@ def compile(
     verify : bool
         Run the module after every pass, and the library where it runs on this machine, and compare with the golden
         executor.
+    schedules : path-like, optional
+        A folder of tuned schedules, such as :func:`tvmq.tune` writes to its ``output``; they go before the user's own
+        and those that come with tvmq, which are always looked up.
 
     Returns
     -------
@@ -60,6 +65,8 @@ def compile(
     ------
     TargetError
         For an unknown target.
+    RecordError
+        If a file of tuned schedules is damaged, or the folder does not exist.
     ToolchainError
         If a cross compiler is missing.
     InputError
@@ -75,14 +82,15 @@ def compile(
         raise InputError("compile needs at least one target; `tvmq targets` lists them")
     for core in targets:
         find_compiler(core)  # before any work
+    records = [RecordBook.of(core, schedules) for core in targets]
     inputs = checked(model.inputs, random_inputs(model) if check_inputs is None else check_inputs)
     outputs = model.run(*inputs)
 
     verifier = Verifier(model, inputs) if verify else None
     libraries, layers = {}, {}
-    for core in targets:
+    for core, book in zip(targets, records, strict=True):
         debug = _DebugFolder(Path(debug_dir) / core.name if debug_dir is not None else None)
-        libraries[core.name], layers[core.name] = _build(model, core, debug, verifier)
+        libraries[core.name], layers[core.name] = _build(model, core, book, debug, verifier)
     bundle = Bundle(
         manifest={
             **model.manifest(),
@@ -148,14 +156,14 @@ class _DebugFolder:
 
 
 def _build(
-    model: Model, core: Target, debug: _DebugFolder, verifier: Verifier | None
+    model: Model, core: Target, records: RecordBook, debug: _DebugFolder, verifier: Verifier | None
 ) -> tuple[bytes, list[dict[str, Any]]]:
     """Library and layers of one target."""
     native = this_machine().obstacle(core.triple, core.required_cpu_flags) is None
     debug("source", model.module)
     rows = LayerRows()
     module = model.module
-    for stage in stages_of(model.module, core):
+    for stage in stages_of(model.module, core, records):
         module = stage.module
         debug(stage.name, module)
         if verifier is not None and stage.exact and (stage.portable or native):

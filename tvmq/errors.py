@@ -13,6 +13,7 @@ __all__ = [
     "BundleError",
     "InputError",
     "ModelError",
+    "RecordError",
     "TargetError",
     "ToolchainError",
     "TvmqError",
@@ -39,6 +40,10 @@ class InputError(TvmqError, ValueError):
 
 class BundleError(TvmqError):
     """A ``.tvmq`` file that is truncated, damaged, of another version, or built for another core."""
+
+
+class RecordError(TvmqError):
+    """A file of tuned schedules that is damaged, or a place where none can be written."""
 
 
 class TargetError(TvmqError):

@@ -13,6 +13,7 @@ from tvm.ir import Call, GlobalVar
 from tvmq import dialect
 from tvmq.dialect import constant_array, constant_value, is_call
 from tvmq.target import Target
+from tvmq.transform.schedule_kernels import SCHEDULE_ATTRIBUTE
 from tvmq.transform.select_weight_only import FEWEST_WEIGHTS, low_bit_weight
 
 __all__ = ["Layer", "LayerRows", "layer_rows"]
@@ -34,6 +35,7 @@ class Layer:
     bytes_float: int
     bytes_packed: int
     function: str | None = None
+    schedule: str | None = None
     predicted_cycles: float | None = None
     seconds: float | None = None
 
@@ -46,7 +48,7 @@ class LayerRows:
     warnings: list[str] = field(default_factory=list)
 
     def name_functions(self, module: tvm.IRModule) -> None:
-        """Fill in which function runs each layer.
+        """Fill in which function runs each layer, and where its schedule is from.
 
         Parameters
         ----------
@@ -62,6 +64,8 @@ class LayerRows:
         if len(calls) == len(self.layers):
             for layer, function in zip(self.layers, calls, strict=True):
                 layer.function = function
+                origin = module[function].attrs.get(SCHEDULE_ATTRIBUTE)
+                layer.schedule = None if origin is None else str(origin)
 
     def as_dicts(self) -> list[dict[str, Any]]:
         """The rows as the manifest stores them."""

@@ -67,6 +67,8 @@ class Target:
         C++ compiler that links for this target on a machine of another architecture, and the Debian package it is in.
     qemu, qemu_cpu, sysroot : str or None
         User-mode emulator, the core it is told to be, and where it finds the target's C library.
+    board : str or None
+        For ``host``, the name of the file that it was read from; ``None`` where that is `name`.
 
     Raises
     ------
@@ -93,6 +95,7 @@ class Target:
     qemu: str | None = None
     qemu_cpu: str | None = None
     sysroot: str | None = None
+    board: str | None = None
 
     def __post_init__(self) -> None:
         """Reject values that would only fail later, inside a kernel."""
@@ -251,6 +254,7 @@ def host_target() -> Target:
     return dataclasses.replace(
         best,
         name=HOST,
+        board=best.name,
         description=f"{description} (as {best.name})",
         cores=_host_cores(),
         cross_compiler=None,
@@ -279,7 +283,7 @@ def load_target(path: Path) -> Target:
         If the file is not TOML, or a field is missing, unknown, of the wrong type or out of range.
     """
     values = _read_toml(path)
-    known = {item.name: item for item in dataclasses.fields(Target) if item.name != "name"}
+    known = {item.name: item for item in dataclasses.fields(Target) if item.name not in ("name", "board")}
     for key, value in values.items():
         if key not in known:
             raise TargetError(f"{path}: unknown field '{key}'{nearest(key, known)}")

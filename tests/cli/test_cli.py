@@ -16,7 +16,7 @@ from tvmq.cli import app
 from tvmq.errors import BundleError, ModelError
 from tvmq.report import receipt
 
-COMMANDS = ["bench", "compile", "inspect", "quantize", "run", "targets"]
+COMMANDS = ["bench", "compile", "inspect", "quantize", "run", "targets", "tune"]
 
 LAYER = {
     "name": "conv1",
@@ -177,6 +177,7 @@ def test_compile(compiled):
         "check_inputs": None,
         "debug_dir": None,
         "verify": False,
+        "schedules": None,
     }
     assert Path("lenet.tvmq").read_bytes() == b"bundle"
     assert "net on host" in result.stdout and "net on raspberry-pi-4" in result.stdout

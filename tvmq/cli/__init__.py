@@ -11,6 +11,7 @@ from tvmq.cli.inspect import inspect_command
 from tvmq.cli.quantize import quantize_command
 from tvmq.cli.run import run_command
 from tvmq.cli.targets import targets_command
+from tvmq.cli.tune import tune_command
 
 __all__ = ["app", "main"]
 
@@ -31,6 +32,7 @@ app.command(
     epilog="Example: tvmq quantize net.onnx --weights ternary --activations 2 --calibration images/ -o net-gpfq.tvmq",
 )(quantize_command)
 app.command("run", epilog="Example: tvmq run net.tvmq --input images.npz --output scores.npz")(run_command)
+app.command("tune", epilog="Example: tvmq tune net.onnx --target host --trials 64")(tune_command)
 app.command("inspect", epilog="Example: tvmq inspect net.tvmq --target raspberry-pi-4")(inspect_command)
 app.command("bench", epilog="Example: tvmq bench net.tvmq --rivals onnxruntime --chart bench.png")(bench_command)
 app.command("targets", epilog="Example: tvmq targets --json")(targets_command)

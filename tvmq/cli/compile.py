@@ -35,6 +35,14 @@ def compile_command(
         Path | None,
         typer.Option("--check-inputs", help="An .npz file of inputs for --verify and for the file's self-check."),
     ] = None,
+    schedules: Annotated[
+        Path | None,
+        typer.Option(
+            "--schedules",
+            metavar="DIR",
+            help="Folder of `tvmq tune --output`. [default: your own tuned schedules, and those that come with tvmq]",
+        ),
+    ] = None,
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
@@ -53,7 +61,9 @@ def compile_command(
         model = tvmq.load(source)
         inputs = None if check_inputs is None else read_arrays(check_inputs, [spec.name for spec in model.inputs])
     with progress(f"compiling for {', '.join(names)}"):
-        bundle = tvmq.compile(model, target=names, check_inputs=inputs, debug_dir=debug_dir, verify=verify)
+        bundle = tvmq.compile(
+            model, target=names, check_inputs=inputs, debug_dir=debug_dir, verify=verify, schedules=schedules
+        )
         bundle.save(path)
 
     receipts = {name: bundle.report(name) for name in names}

@@ -19,7 +19,7 @@ from tvmq.kernels.tiling import register_tile
 from tvmq.kernels.weight_only import schedule_weight_only
 from tvmq.kernels.workload import Conv2dWorkload
 
-__all__ = ["Conv2dKnobs", "TargetLike", "apply_knobs", "default_knobs", "schedule"]
+__all__ = ["Conv2dKnobs", "TargetLike", "apply_knobs", "default_knobs", "function_knobs", "schedule"]
 
 
 _UNROLLED_CODES = 256
@@ -119,6 +119,26 @@ def default_knobs(workload: Conv2dWorkload, target: TargetLike) -> Conv2dKnobs:
     return _knobs(workload, target, workload.out_width, tiled_width(workload, workload.out_width))
 
 
+def function_knobs(function: tirx.PrimFunc, target: TargetLike) -> Conv2dKnobs:
+    """The analytic schedule of a function, whose width may differ from its workload's.
+
+    Parameters
+    ----------
+    function : tirx.PrimFunc
+        From `tvmq.kernels.conv2d.conv2d`.
+    target : TargetLike
+        The core.
+
+    Returns
+    -------
+    knobs : Conv2dKnobs
+        What `schedule` applies.
+    """
+    workload = Conv2dWorkload.from_json(str(function.attrs[WORKLOAD_ATTRIBUTE]))
+    width = _integer(function.params[-1].shape[2])
+    return _knobs(workload, target, width, tiled_width(workload, width))
+
+
 def _knobs(workload: Conv2dWorkload, target: TargetLike, out_width: Any, computed: Any) -> Conv2dKnobs:
     registers = None if target.arch == "x86_64" else arm.vector_registers(target.arch, getattr(target, "mcpu", ""))
     tile = register_tile(workload, out_width, registers, computed)
@@ -194,9 +214,7 @@ def schedule(function: tirx.PrimFunc, target: TargetLike) -> tirx.PrimFunc | Non
     if kernel is None or function.attrs.get("tirx.is_scheduled"):
         return None
     if str(kernel) == "conv2d":
-        workload = Conv2dWorkload.from_json(str(function.attrs[WORKLOAD_ATTRIBUTE]))
-        width = _integer(function.params[-1].shape[2])
-        return apply_knobs(function, _knobs(workload, target, width, tiled_width(workload, width)))
+        return apply_knobs(function, function_knobs(function, target))
     if str(kernel) == "weight_only":
         return schedule_weight_only(function, target).with_attr("tirx.is_scheduled", True)
     sch = s_tir.Schedule(function)

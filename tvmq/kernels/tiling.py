@@ -13,7 +13,7 @@ from typing import Any
 
 from tvmq.kernels.workload import Conv2dWorkload
 
-__all__ = ["RegisterTile", "register_tile"]
+__all__ = ["RegisterTile", "fits_registers", "register_tile"]
 
 FIRST_LEVEL_CACHE = 20 * 1024
 """Bytes of weights that stay in the first-level cache of every core in question, beside the activations."""
@@ -87,6 +87,25 @@ def register_tile(
     smallest = RegisterTile(1, 1, group)
     tiles = [tile for tile in _candidates(workload, out_width, divides) if _fits(workload, tile, costs)]
     return min(tiles or [smallest], key=lambda tile: (_cost(workload, tile, costs, out_width), tile.vectors))
+
+
+def fits_registers(workload: Conv2dWorkload, tile: RegisterTile, registers: int | None = None) -> bool:
+    """Whether the accumulators of a tile and the operands of one step have a register each.
+
+    Parameters
+    ----------
+    workload : Conv2dWorkload
+        The convolution.
+    tile : RegisterTile
+        The tile.
+    registers : int, optional
+        See `register_tile`.
+
+    Returns
+    -------
+    fits : bool
+    """
+    return _fits(workload, tile, _costs(workload, registers))
 
 
 def _candidates(workload: Conv2dWorkload, out_width: Any, divides: Any) -> Iterator[RegisterTile]:

@@ -15,6 +15,7 @@ from tvmq.report.table import byte_count, count, percent, table
 
 __all__ = ["LayerLine", "Receipt", "receipt"]
 
+SCHEDULES = {"tuned": "tuned", "nearest": "from the nearest tuned shape", "default": "default"}
 LOW_BIT = 4  # weights and activations of at most this many bits are what tvmq is for
 
 
@@ -39,6 +40,9 @@ class LayerLine:
     share : float or None
         This layer's part of the whole, 0 to 1: of the measured time where every layer has one, otherwise of the
         predicted cycles; ``None`` where neither is known.
+    schedule : str or None
+        Where its schedule is from: ``"tuned"``, ``"nearest"`` (tuned for a similar shape) or ``"default"``; ``None``
+        for kernels that cannot be tuned.
     """
 
     name: str
@@ -53,6 +57,7 @@ class LayerLine:
     predicted_cycles: float | None = None
     seconds: float | None = None
     share: float | None = None
+    schedule: str | None = None
 
     @property
     def is_low_bit(self) -> bool:
@@ -114,18 +119,25 @@ class Receipt:
         """Predicted cycles of all layers; ``None`` unless every layer has a prediction."""
         return _total([layer.predicted_cycles for layer in self.layers])
 
+    @property
+    def schedules(self) -> dict[str, int]:
+        """Number of layers with tuned, nearest and default schedules; empty where no layer can be tuned."""
+        found = [layer.schedule for layer in self.layers if layer.schedule is not None]
+        return {origin: found.count(origin) for origin in SCHEDULES} if found else {}
+
     def as_dict(self) -> dict[str, Any]:
         """The receipt as plain lists, dictionaries, numbers and texts.
 
         Returns
         -------
         dict
-            ``network``, ``target``, ``share_of``, ``layers`` (one dictionary per layer) and ``totals``.
+            ``network``, ``target``, ``share_of``, ``schedules``, ``layers`` (one dictionary per layer) and ``totals``.
         """
         return {
             "network": self.network,
             "target": self.target,
             "share_of": self.share_of,
+            "schedules": self.schedules,
             "layers": [asdict(layer) for layer in self.layers],
             "totals": {
                 "macs": self.macs,
@@ -203,6 +215,7 @@ def _line(entry: Mapping[str, Any], measured: Mapping[str, float]) -> LayerLine:
             bytes_packed=entry["bytes_packed"],
             predicted_cycles=entry.get("predicted_cycles"),
             seconds=measured.get(entry["name"], entry.get("seconds")),
+            schedule=entry.get("schedule"),
         )
     except KeyError as error:
         raise BundleError(
@@ -265,6 +278,9 @@ def _summary(whole: Receipt) -> str:
         parts.append(f"parameters {whole.compression:.1f}x smaller than float32")
     if whole.share_of is not None:
         parts.append(f"share is of {whole.share_of}")
+    if whole.schedules:
+        counts = [f"{number} {SCHEDULES[origin]}" for origin, number in whole.schedules.items() if number]
+        parts.append(f"schedules: {', '.join(counts)}")
     return "; ".join(parts)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tvm
 from tvm import relax
 
+from tvmq.records import RecordBook
 from tvmq.target import Target, get_target
 from tvmq.transform.encode_weights import EncodeWeights
 from tvmq.transform.fold_epilogues import FoldEpilogues
@@ -40,8 +41,8 @@ def lowering_passes(target: Target) -> list[tvm.transform.Pass]:
     return [LowerWeightOnly(target), LowerBitserial(target), relax.transform.EliminateCommonSubexpr()]
 
 
-def scheduling_passes(target: Target) -> list[tvm.transform.Pass]:
-    """Phase 3: operators become functions, neighbours are fused, kernels get their loops."""
+def scheduling_passes(target: Target, records: RecordBook | None = None) -> list[tvm.transform.Pass]:
+    """Phase 3: operators become functions, neighbours are fused, kernels get their loops, tuned where records are."""
     return [
         LegalizeKernels(),
         relax.transform.AnnotateTIROpPattern(),
@@ -49,7 +50,7 @@ def scheduling_passes(target: Target) -> list[tvm.transform.Pass]:
         relax.transform.FuseOps(),
         relax.transform.FuseTIR(),
         relax.transform.DeadCodeElimination(),
-        ScheduleKernels(target),
+        ScheduleKernels(target, records),
     ]
 
 
