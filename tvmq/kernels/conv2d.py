@@ -26,7 +26,7 @@ from tvm import te, tirx
 
 from tvmq.kernels.tiling import register_tile
 from tvmq.kernels.words import pack_masks
-from tvmq.kernels.workload import MAX_BYTE_STEPS, Conv2dWorkload, Float, Thresholds
+from tvmq.kernels.workload import BYTES_PER_STEP, MAX_BYTE_STEPS, Conv2dWorkload, Float, Thresholds
 
 __all__ = ["KERNEL_ATTRIBUTE", "WORKLOAD_ATTRIBUTE", "as_kernel", "conv2d", "tiled_width"]
 
@@ -135,10 +135,10 @@ class _Builder:
     def data(self) -> te.Tensor:
         workload = self.workload
         shape = (self.batch, workload.height, self.width, workload.activation_planes, workload.in_words)
-        return self.parameter(shape, workload.word_dtype, "data")
+        return self.parameter(shape, workload.data_dtype, "data")
 
     def weight(self) -> te.Tensor:
-        return self.parameter(self.workload.weight_shape(), self.workload.word_dtype, "weight")
+        return self.parameter(self.workload.weight_shape(), self.workload.weight_dtype, "weight")
 
     def padded(self, data: te.Tensor) -> te.Tensor:
         """Zero words around the image; also the pixels that only round the width up to whole tiles."""
@@ -146,17 +146,35 @@ class _Builder:
         top, left, _, _ = workload.padding
         whole_tiles = isinstance(self.out_width, int) and self.out_width == self.tiled_width
         if not any(workload.padding) and whole_tiles:
-            self.image = data
-            return data
+            self.image = self.gathered(data)
+            return self.image
         shape = (self.batch, self.padded_height, self.padded_width, workload.activation_planes, workload.in_words)
 
         def word(n: Any, y: Any, x: Any, p: Any, w: Any) -> Any:
             inside = tirx.all(y >= top, y < top + workload.height, x >= left, x < left + self.width)
             value = data[n, y - top, x - left, p, w]
-            return tirx.if_then_else(inside, value, tirx.const(0, workload.word_dtype))
+            return tirx.if_then_else(inside, value, tirx.const(0, workload.data_dtype))
 
-        self.image = te.compute(shape, word, name="pad")
+        self.image = self.gathered(te.compute(shape, word, name="pad"))
         return self.image
+
+    def gathered(self, image: te.Tensor) -> te.Tensor:
+        """The bytes of every window as one run, if the workload asks for that."""
+        workload = self.workload
+        if workload.dot is None or not workload.dot.gathered:
+            return image
+        taps, channels = workload.kernel[1] * workload.in_channels, workload.in_channels
+        length = workload.kernel[0] * taps
+
+        def byte(n: Any, y: Any, x: Any, plane: Any, position: Any) -> Any:
+            row, column = self.window(y, x, position // taps, position % taps // channels)
+            value = image[n, row, column, plane, position % channels]
+            if length == workload.window_bytes:
+                return value
+            return tirx.if_then_else(position < length, value, tirx.const(0, "uint8"))
+
+        shape = (self.batch, workload.out_height, self.tiled_width, 1, workload.window_bytes)
+        return te.compute(shape, byte, name="gather")
 
     def window(self, y: Any, x: Any, kh: Any, kw: Any) -> tuple[Any, Any]:
         """Position in the padded image of one tap of the window of an output pixel."""
@@ -225,6 +243,8 @@ class _Builder:
         return tirx.floordiv(klass, weight_planes), tirx.floormod(klass, weight_planes)
 
     def accumulate(self, image: te.Tensor, weight: te.Tensor) -> te.Tensor:
+        if self.workload.dot is not None:
+            return self.accumulate_products(weight)
         if self.workload.word_bits == 8:
             return self.accumulate_bytes(weight)
         workload = self.workload
@@ -290,6 +310,21 @@ class _Builder:
             return te.sum(sums(*index, *outer_axes, lane).astype(dtype), axis=outer_axes)
 
         return te.compute((*front, lanes), total, name="accumulate")
+
+    def accumulate_products(self, weight: te.Tensor) -> te.Tensor:
+        """Sums of products of bytes, four at a time, which is what the instructions add to a lane."""
+        _, kernel_h, kernel_w, _, steps, _, _ = self.workload.weight_shape()
+        kh, kw = te.reduce_axis((0, kernel_h), "kh"), te.reduce_axis((0, kernel_w), "kw")
+        gathered = self.workload.dot is not None and self.workload.dot.gathered
+        step, byte = te.reduce_axis((0, steps), "step"), te.reduce_axis((0, BYTES_PER_STEP), "byte")
+
+        def total(n: Any, y: Any, x: Any, group: Any, vector: Any, _klass: Any, lane: Any) -> Any:
+            row, column = (y, x) if gathered else self.window(y, x, kh, kw)
+            activation = self.image[n, row, column, 0, step * BYTES_PER_STEP + byte]
+            factor = weight[group * self.vectors + vector, kh, kw, 0, step, lane, byte]
+            return te.sum(activation.astype("int32") * factor.astype("int32"), axis=[kh, kw, step, byte])
+
+        return te.compute(self.accumulator_shape(), total, name="accumulate")
 
     def outputs(self, accumulators: te.Tensor) -> list[te.Tensor]:
         """The epilogue."""
@@ -475,6 +510,8 @@ class _Builder:
                 result = tirx.Select(index >= position, tirx.const(epilogue.codes[position], "int32"), result)
             return result
 
+        if epilogue.form == "bytes":
+            return self.stored_bytes(code, epilogue)
         codes = self.tile(code, "code") if epilogue.count > 1 else None
 
         def mask(n: Any, y: Any, x: Any, plane: Any, group: Any, vector: Any, lane: Any) -> Any:
@@ -502,6 +539,27 @@ class _Builder:
             lambda n, y, x, plane, word: words[n, y, x, plane, word // per_group, word % per_group],
             name="store_word",
         )
+
+
+    def stored_bytes(self, code: Callable[..., Any], epilogue: Thresholds) -> te.Tensor:
+        """Codes as bytes, zero where a channel is none."""
+        workload = self.workload
+        lanes = workload.lanes
+
+        def byte(*indices: Any) -> Any:
+            result = code(*indices).astype("uint8")
+            if epilogue.codes[0] == 0 or workload.out_channels == workload.out_channels_padded:
+                return result
+            return tirx.Select(self.channel(*indices[3:]) < workload.out_channels, result, tirx.const(0, "uint8"))
+
+        codes = self.tile(byte, "byte")
+
+        def stored(n: Any, y: Any, x: Any, _plane: Any, channel: Any) -> Any:
+            block, lane = channel // lanes, channel % lanes
+            return codes[n, y, x, block // self.vectors, block % self.vectors, lane]
+
+        shape = (self.batch, workload.out_height, self.out_width, 1, workload.out_words)
+        return te.compute(shape, stored, name="store_byte")
 
 
 def fused_multiply_add(factor: Any, other: Any, addend: Any) -> Any:

@@ -28,7 +28,7 @@ _PARALLEL_MACS = 4_000_000
 """Binary multiply-accumulates below which waking other threads costs more than it saves."""
 _UNROLLED_WORDS = 16
 """Words of one pixel up to which the sum of their popcounts is unrolled."""
-_EPILOGUE = ("number", "addend", "store_number", "code", "mask", "word", "store_word")
+_EPILOGUE = ("number", "addend", "store_number", "code", "mask", "word", "store_word", "byte", "store_byte")
 """Stages that follow the reduction; the first one that a workload has covers whole tiles."""
 _MIN_PIECE = 4
 """Channels of a vector below which moving them one by one is as good."""
@@ -59,6 +59,10 @@ class TargetLike(Protocol):
     def features(self) -> tuple[str, ...]:
         """LLVM feature names."""
 
+    @property
+    def dot(self) -> str | None:
+        """The instruction for products of bytes: "vpdpbusd", "vpmaddubsw", or none."""
+
 
 @dataclass(frozen=True)
 class Conv2dKnobs:
@@ -82,6 +86,8 @@ class Conv2dKnobs:
         Whether row and channel tiles are spread over threads.
     vector_float : bool
         Whether float32 arithmetic is vectorised; NEON of 32-bit ARM flushes denormal numbers, its scalar unit does not.
+    dot : str
+        How bytes are multiplied: "scalar", or the name of a family's instruction.
     """
 
     pixel_tile: int
@@ -92,6 +98,7 @@ class Conv2dKnobs:
     pack: str = "scalar"
     parallel: bool = False
     vector_float: bool = True
+    dot: str = "scalar"
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -99,6 +106,8 @@ class Conv2dKnobs:
             raise ValueError(f"tiles must be positive: {self}")
         if self.pack not in ("scalar", *x86.PACKS, *arm.PACKS):
             raise ValueError(f"unknown pack {self.pack!r}")
+        if self.dot not in ("scalar", *x86.DOTS):
+            raise ValueError(f"unknown dot product {self.dot!r}")
 
 
 def default_knobs(workload: Conv2dWorkload, target: TargetLike) -> Conv2dKnobs:
@@ -132,7 +141,14 @@ def _knobs(workload: Conv2dWorkload, target: TargetLike, out_width: Any, compute
         pack=_pack(target, workload.word_bits, workload.lanes),
         parallel=cores > 1,
         vector_float=target.arch != "armv7l",
+        dot=_dot(workload, target),
     )
+
+
+def _dot(workload: Conv2dWorkload, target: TargetLike) -> str:
+    if workload.dot is None or target.dot is None:
+        return "scalar"
+    return x86.dot(target.dot, workload.lanes, workload.dot.pair_bound)
 
 
 def _plane_macs(workload: Conv2dWorkload) -> int:
@@ -273,6 +289,9 @@ def _place_reduction(
     """The accumulators of one register tile; sums of bytes inside the sum that widens them."""
     accumulate = blocks["accumulate"]
     sch.compute_at(accumulate, tile, preserve_unit_loops=True)
+    if workload.dot is not None:
+        _place_products(sch, accumulate, knobs)
+        return
     reduction = _register_tile(sch, accumulate)
     if "partial" not in blocks:
         reduction = _unroll_words(sch, reduction, workload, knobs)
@@ -284,6 +303,22 @@ def _place_reduction(
     inner = _unroll_words(sch, inner, workload, knobs)
     sch.decompose_reduction(partial, inner[0])
     sch.decompose_reduction(accumulate, reduction[0])
+
+
+def _place_products(sch: s_tir.Schedule, accumulate: Any, knobs: Conv2dKnobs) -> None:
+    """The same for products of bytes: lanes and the bytes of a step are one instruction."""
+    *spatial, lane, kh, kw, step, byte = sch.get_loops(accumulate)[-11:]
+    sch.reorder(kh, kw, step, *spatial, lane, byte)
+    for loop in spatial:
+        sch.unroll(loop)
+    sch.set_scope(accumulate, 0, "local")
+    start = sch.decompose_reduction(accumulate, kh)
+    sch.vectorize(sch.get_loops(start)[-1])
+    if knobs.dot == "scalar":
+        sch.unroll(byte)
+        return
+    x86.register(knobs.dot)
+    sch.tensorize(lane, knobs.dot)
 
 
 def _register_tile(sch: s_tir.Schedule, block: Any) -> list[Any]:
@@ -325,7 +360,9 @@ def _schedule_epilogue(
         return
     *loops, last = own
     piece = vector_piece(workload) if name in ("store_number", "addend") else workload.lanes
-    if name == "store_number" or piece < workload.lanes:
+    if name == "store_byte":
+        piece = _power_of_two(workload.out_words, workload.lanes)
+    if name in ("store_number", "store_byte") or piece < workload.lanes:
         outer, last = sch.split(last, [None, piece])
         loops.append(outer)
     for loop in loops:
@@ -343,7 +380,7 @@ def _computes_float(name: str, workload: Conv2dWorkload) -> bool:
     if epilogue is None:
         return False
     compares = "code" if epilogue.thresholds is not None and epilogue.thresholds.count > 1 else "mask"
-    return name in ("number", compares)
+    return name in ("number", "byte", compares)
 
 
 def _pack_words(sch: s_tir.Schedule, block: Any, loops: list[Any], one_word: bool, pack: str) -> None:

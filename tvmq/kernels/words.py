@@ -11,7 +11,7 @@ from typing import Any
 from tvm import te, tirx
 from tvm.script import tirx as T
 
-__all__ = ["mask_octets", "mask_words", "pack_masks"]
+__all__ = ["dot_product", "mask_octets", "mask_words", "pack_masks"]
 
 
 def pack_masks(masks: te.Tensor, word_bits: int) -> te.Tensor:
@@ -109,5 +109,37 @@ def mask_octets(lanes: int) -> Any:
                 with T.sblock("word"):
                     w, b = T.axis.remap("SR", [i, k])
                     words[w] = words[w] + (T.Cast("uint8", masks[w * 8 + b] & T.int8(1)) << T.Cast("uint8", b))
+
+    return description
+
+
+def dot_product(lanes: int) -> Any:
+    """Four unsigned bytes times four signed bytes of each lane, added to the lane.
+
+    Parameters
+    ----------
+    lanes : int
+        Lanes of a vector of 32-bit integers.
+
+    Returns
+    -------
+    description : tirx.PrimFunc
+        From uint8 activations [4] and int8 weights [lanes, 4] to int32 sums [lanes].
+    """
+
+    @T.prim_func(s_tir=True)
+    def description(activation: T.handle, weight: T.handle, total: T.handle) -> None:
+        activations = T.match_buffer(activation, (4,), "uint8", offset_factor=1)
+        weights = T.match_buffer(weight, (lanes, 4), "int8", offset_factor=1)
+        totals = T.match_buffer(total, (lanes,), "int32", offset_factor=1, scope="local")
+        with T.sblock("root"):
+            T.reads(totals[0:lanes], activations[0:4], weights[0:lanes, 0:4])
+            T.writes(totals[0:lanes])
+            for i, k in T.grid(lanes, 4):
+                with T.sblock("accumulate"):
+                    lane, byte = T.axis.remap("SR", [i, k])
+                    totals[lane] = totals[lane] + T.Cast("int32", activations[byte]) * T.Cast(
+                        "int32", weights[lane, byte]
+                    )
 
     return description
