@@ -540,7 +540,6 @@ class _Builder:
             name="store_word",
         )
 
-
     def stored_bytes(self, code: Callable[..., Any], epilogue: Thresholds) -> te.Tensor:
         """Codes as bytes, zero where a channel is none."""
         workload = self.workload

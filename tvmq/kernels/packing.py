@@ -108,7 +108,7 @@ def pack_activations(planes: npt.NDArray[Any], word_bits: int) -> npt.NDArray[An
     return _pack_last_axis(np.asarray(planes).transpose(1, 3, 4, 0, 2), word_bits)
 
 
-def pack_weight_bytes(units: npt.NDArray[Any], lanes: int, gathered: bool) -> npt.NDArray[np.int8]:
+def pack_weight_bytes(units: npt.NDArray[Any], lanes: int, padded: int, gathered: bool) -> npt.NDArray[np.int8]:
     """Pack weights in the order in which a convolution of bytes reads them.
 
     Parameters
@@ -117,6 +117,8 @@ def pack_weight_bytes(units: npt.NDArray[Any], lanes: int, gathered: bool) -> np
         Weights.
     lanes : int
         Output channels of a vector.
+    padded : int
+        Output channels that the kernel computes: at least O, whole vectors.
     gathered : bool
         Whether the taps of a window are one run of bytes.
 
@@ -135,8 +137,9 @@ def pack_weight_bytes(units: npt.NDArray[Any], lanes: int, gathered: bool) -> np
     if gathered:
         units = units.reshape(len(units), 1, 1, -1)
     channels, height, width, length = units.shape
-    padded = np.pad(units, ((0, -channels % lanes), (0, 0), (0, 0), (0, padded_bytes(length) - length)))
-    blocks = padded.astype(np.int8).reshape(-1, lanes, height, width, 1, padded_bytes(length) // 4, BYTES_PER_STEP)
+    surplus = ((0, padded - channels), (0, 0), (0, 0), (0, padded_bytes(length) - length))
+    octets = np.pad(units, surplus).astype(np.int8)
+    blocks = octets.reshape(-1, lanes, height, width, 1, padded_bytes(length) // BYTES_PER_STEP, BYTES_PER_STEP)
     return np.ascontiguousarray(blocks.transpose(0, 2, 3, 4, 5, 1, 6))
 
 

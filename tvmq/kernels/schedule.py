@@ -34,6 +34,8 @@ _MIN_PIECE = 4
 """Channels of a vector below which moving them one by one is as good."""
 _POOL_LANES = 16
 """Words that one vector of the pooling kernel holds at most."""
+_UNROLLED_CHANNELS = 8
+"""Bytes of a pixel up to which packing them is unrolled."""
 
 
 class TargetLike(Protocol):
@@ -218,6 +220,12 @@ def schedule(function: tirx.PrimFunc, target: TargetLike) -> tirx.PrimFunc | Non
     sch = s_tir.Schedule(function)
     if str(kernel) == "bitpack":
         _schedule_bitpack(sch, target)
+    elif str(kernel) in ("bytepack", "bits_to_bytes"):
+        _schedule_bytes(sch)
+    elif str(kernel) == "byteunpack":
+        _schedule_byteunpack(sch)
+    elif str(kernel) == "bytes_to_bits":
+        _schedule_bytes_to_bits(sch, target)
     elif str(kernel) == "max_pool2d":
         _schedule_pool(sch)
     elif str(kernel) == "quantize":
@@ -437,6 +445,39 @@ def _schedule_bitpack(sch: s_tir.Schedule, target: TargetLike) -> None:
     lanes = int(sch.get(lane).extent)
     word_bits = 32 if int(sch.get(vector).extent) == 2 else 8
     _pack_words(sch, word, own, word_bits == 32, _pack(target, word_bits, lanes))
+    for loop in sch.get_loops(blocks["store"])[5:]:
+        sch.unroll(loop)
+    sch.unroll(plane)
+    sch.unroll(vector)
+    sch.vectorize(lane)
+
+
+def _schedule_bytes(sch: s_tir.Schedule) -> None:
+    """The bytes of one pixel unrolled where they are few; LLVM vectorises over pixels, or over channels."""
+    *_, _, channel = sch.get_loops(_blocks(sch)["store"])
+    if int(sch.get(channel).extent) <= _UNROLLED_CHANNELS:
+        sch.unroll(channel)
+
+
+def _schedule_byteunpack(sch: s_tir.Schedule) -> None:
+    """The channels of a pixel innermost."""
+    _, c, y, x = sch.get_loops(_blocks(sch)["codes"])
+    sch.reorder(y, x, c)
+
+
+def _schedule_bytes_to_bits(sch: s_tir.Schedule, target: TargetLike) -> None:
+    """Every plane of a group of bytes at a time."""
+    blocks = _blocks(sch)
+    _, _, x, plane, group, vector, lane = sch.get_loops(blocks["mask"])
+    sch.reorder(x, group, plane, vector, lane)
+    for name in ("word", "store"):
+        sch.reverse_compute_at(blocks[name], plane, preserve_unit_loops=True)
+    for name in ("mask", "word"):
+        sch.set_scope(blocks[name], 0, "local")
+    lanes = int(sch.get(lane).extent)
+    word_bits = 32 if int(sch.get(vector).extent) == 2 else 8
+    own = sch.get_loops(blocks["word"])[5:]
+    _pack_words(sch, blocks["word"], own, word_bits == 32, _pack(target, word_bits, lanes))
     for loop in sch.get_loops(blocks["store"])[5:]:
         sch.unroll(loop)
     sch.unroll(plane)

@@ -13,7 +13,17 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["BYTES_PER_STEP", "Affine", "Conv2dWorkload", "Dot", "Epilogue", "Float", "Integer", "Thresholds", "padded_bytes"]
+__all__ = [
+    "BYTES_PER_STEP",
+    "Affine",
+    "Conv2dWorkload",
+    "Dot",
+    "Epilogue",
+    "Float",
+    "Integer",
+    "Thresholds",
+    "padded_bytes",
+]
 
 MAX_BYTE_STEPS = 31
 """Popcounts of bytes (each at most 8) that a ``uint8`` sum can hold: 31 * 8 = 248."""

@@ -259,9 +259,7 @@ def _vpmaddwd(lanes: int) -> Any:
                             T.Broadcast(T.uint16(8), halves),
                         ),
                     ),
-                    T.shift_right(
-                        T.reinterpret(pairs, weights.vload([0, 0], octets)), T.Broadcast(T.int16(8), halves)
-                    ),
+                    T.shift_right(T.reinterpret(pairs, weights.vload([0, 0], octets)), T.Broadcast(T.int16(8), halves)),
                 )
             )
 
