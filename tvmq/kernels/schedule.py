@@ -135,11 +135,12 @@ def _knobs(workload: Conv2dWorkload, target: TargetLike, out_width: Any, compute
     tile = register_tile(workload, out_width, registers, computed)
     cores = getattr(target, "cores", 1) if _plane_macs(workload) >= _PARALLEL_MACS else 1
     channel_tiles = workload.out_channels_padded // workload.lanes // tile.vectors
+    gathered = workload.dot is not None and workload.dot.gathered
     return Conv2dKnobs(
         pixel_tile=tile.columns,
         pixel_rows=tile.rows,
         channel_tile=tile.vectors,
-        row_tile=_row_tile(workload.out_height, tile.rows, channel_tiles, cores),
+        row_tile=tile.rows if gathered else _row_tile(workload.out_height, tile.rows, channel_tiles, cores),
         pack=_pack(target, workload.word_bits, workload.lanes),
         parallel=cores > 1,
         vector_float=target.arch != "armv7l",
@@ -265,14 +266,19 @@ def _schedule_conv2d(sch: s_tir.Schedule, workload: Conv2dWorkload, knobs: Conv2
     sch.reorder(
         n, row_outer, group_outer, row_inner, pixel_outer, pixel_row, pixel_inner, *planes, group_inner, vector, lane
     )
-    tasks = [row_outer, group_outer]
+    # Windows are gathered for one row of tiles, which all channels read.
+    tasks = [row_outer] if "gather" in blocks else [row_outer, group_outer]
     if isinstance(sch.get(n).extent, tirx.IntImm):
         tasks.insert(0, n)  # The analysis of fused loops does not see through a symbolic batch.
     outer = 5
     if knobs.parallel:
-        sch.parallel(sch.fuse(*tasks))
+        row_outer = sch.fuse(*tasks)
+        sch.parallel(row_outer)
         outer -= len(tasks) - 1
-    _place_reduction(sch, blocks, workload, knobs, pixel_outer)
+    sch.compute_at(blocks["accumulate"], pixel_outer, preserve_unit_loops=True)
+    if "gather" in blocks:
+        _schedule_gather(sch, blocks["gather"], row_outer)
+    _place_reduction(sch, blocks, workload, knobs)
     for name in epilogue[1:]:
         place = sch.compute_at if name == "addend" else sch.reverse_compute_at
         place(blocks[name], pixel_outer, preserve_unit_loops=True)
@@ -280,6 +286,12 @@ def _schedule_conv2d(sch: s_tir.Schedule, workload: Conv2dWorkload, knobs: Conv2
         own = sch.get_loops(blocks[name])[outer:]
         _schedule_epilogue(sch, name, blocks[name], own, workload, knobs)
     _schedule_prologue(sch, blocks)
+
+
+def _schedule_gather(sch: s_tir.Schedule, gather: Any, row: Any) -> None:
+    """Windows are copied where they are used."""
+    sch.compute_at(gather, row, preserve_unit_loops=True)
+    sch.unroll(sch.get_loops(gather)[-1])
 
 
 def _power_of_two(number: int, most: int) -> int:
@@ -292,11 +304,10 @@ def _divisor(number: int, most: int) -> int:
 
 
 def _place_reduction(
-    sch: s_tir.Schedule, blocks: dict[str, Any], workload: Conv2dWorkload, knobs: Conv2dKnobs, tile: Any
+    sch: s_tir.Schedule, blocks: dict[str, Any], workload: Conv2dWorkload, knobs: Conv2dKnobs
 ) -> None:
     """The accumulators of one register tile; sums of bytes inside the sum that widens them."""
     accumulate = blocks["accumulate"]
-    sch.compute_at(accumulate, tile, preserve_unit_loops=True)
     if workload.dot is not None:
         _place_products(sch, accumulate, knobs)
         return
@@ -364,7 +375,7 @@ def _schedule_epilogue(
     if not name.startswith("store"):
         sch.set_scope(block, 0, "local")
     if name == "word":
-        _pack_words(sch, block, own, workload.group_channels == workload.word_bits, knobs.pack)
+        _pack_words(sch, block, own, workload.word_bits == 32, knobs.pack)
         return
     *loops, last = own
     piece = vector_piece(workload) if name in ("store_number", "addend") else workload.lanes
@@ -402,7 +413,8 @@ def _pack_words(sch: s_tir.Schedule, block: Any, loops: list[Any], one_word: boo
             sch.unroll(loop)
         return
     (x86 if pack in x86.PACKS else arm).register(pack)
-    sch.tensorize(loops[-2], pack)
+    # A word of one vector has no loop over vectors.
+    sch.tensorize(loops[-1] if pack == "x86.movemask.8x8" else loops[-2], pack)
 
 
 def _schedule_prologue(sch: s_tir.Schedule, blocks: dict[str, Any]) -> None:

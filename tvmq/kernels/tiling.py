@@ -99,7 +99,8 @@ def _candidates(workload: Conv2dWorkload, out_width: Any, divides: Any) -> Itera
     for columns in range(1, widest + 1):
         if isinstance(divides, int) and divides % columns:
             continue
-        for rows in (1, 2):
+        # Two rows of gathered windows would not stay in the first-level cache.
+        for rows in (1,) if workload.dot is not None and workload.dot.gathered else (1, 2):
             if workload.out_height % rows:
                 continue
             for factor in range(1, groups + 1):

@@ -18,7 +18,7 @@ from typing import Any
 from tvm.s_tir import TensorIntrin
 from tvm.script import tirx as T
 
-from tvmq.kernels.words import dot_product, mask_octets, mask_words
+from tvmq.kernels.words import dot_product, mask_octet, mask_octets, mask_words
 
 __all__ = ["DOTS", "PACKS", "dot", "pack", "register"]
 
@@ -87,7 +87,9 @@ def register(name: str) -> None:
         TensorIntrin.register(name, dot_product(lanes), kind(lanes), override=True)
         return
     word_bits, lanes = (int(number) for number in name.rsplit(".", 1)[1].split("x"))
-    if word_bits == 32:
+    if lanes == 8:
+        TensorIntrin.register(name, mask_octet(), _octet(), override=True)
+    elif word_bits == 32:
         TensorIntrin.register(name, mask_words(lanes), _words(lanes), override=True)
     else:
         TensorIntrin.register(name, mask_octets(lanes), _octets(lanes), override=True)
@@ -116,8 +118,6 @@ def _words(lanes: int) -> Any:
 
 def _octets(lanes: int) -> Any:
     """One vector of masks into words of 8 bits, in pieces of 16 or 32 lanes."""
-    if lanes == 8:
-        return _octet()
     piece = min(lanes, 32)
     name = "llvm.x86.avx2.pmovmskb" if piece == 32 else "llvm.x86.sse2.pmovmskb.128"
     octets = piece // 8
@@ -150,7 +150,7 @@ def _octet() -> Any:
         with T.sblock("root"):
             T.reads(words[0:1], masks[0:8])
             T.writes(words[0:1])
-            twice = T.Shuffle([masks.vload([0], "int8x8")], list(range(8)) * 2)
+            twice = T.Shuffle([masks.vload([0], "int8x8"), masks.vload([0], "int8x8")], list(range(16)))
             words[0] = words[0] + T.Cast(
                 "uint8", T.call_llvm_pure_intrin("int32", "llvm.x86.sse2.pmovmskb.128", twice) & 255
             )
