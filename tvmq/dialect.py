@@ -67,6 +67,7 @@ __all__ = [
     "im2col_bitpack",
     "is_call",
     "is_symbolic",
+    "line_index",
     "max_pool2d",
     "operand_encodings",
     "packed_max_pool2d",
@@ -526,6 +527,27 @@ def fused_multiply_add(x: np.ndarray, scale: np.ndarray, offset: np.ndarray) -> 
     inexact = np.isfinite(total) & (error != 0)
     odd = np.where(inexact & even, np.nextafter(total, np.where(error > 0, np.inf, -np.inf)), total)
     return odd.astype(np.float32)
+
+
+def line_index(values: np.ndarray, slope: np.ndarray, intercept: np.ndarray, count: int) -> np.ndarray:
+    """The index of the level of some integers as a kernel computes it.
+
+    Parameters
+    ----------
+    values : int array of shape (..., O)
+    slope, intercept : float32 or float64 arrays that broadcast
+    count : int
+        Number of thresholds.
+
+    Returns
+    -------
+    int64 array
+    """
+    if slope.dtype == np.float32:
+        height = fused_multiply_add(values.astype(np.float32), slope, intercept)
+    else:
+        height = values.astype(np.float64) * slope + intercept
+    return np.clip(height, 0, count).astype(np.int64)
 
 
 def _affine_reference(_call: Call, x: np.ndarray, scale: np.ndarray, offset: np.ndarray) -> np.ndarray:
@@ -1067,7 +1089,10 @@ def _bitserial_conv2d_reference(call: Call, data: np.ndarray, weight: np.ndarray
         return _float_outputs(workload, *_basis_sums(workload, data, weight, classes, rest))
     total = _raw_sums(workload, data, weight)
     if isinstance(workload.epilogue, Thresholds):
-        level = _count([total >= _per_pixel(row, classes) for row in rest[0]])
+        if workload.epilogue.arithmetic == "compare":
+            level = _count([total >= _per_pixel(row, classes) for row in rest[0]])
+        else:
+            level = line_index(total, rest[0], _per_pixel(rest[1], classes), workload.epilogue.count)
         return _packed_codes(workload.epilogue, level, workload)
     shortcut, rest = (rest[0], rest[1:]) if epilogue is not None and epilogue.shortcut else (None, rest)
     integers = (total + _per_pixel(rest[0], classes)).astype(np.int32)[..., :channels]

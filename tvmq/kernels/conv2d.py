@@ -64,7 +64,7 @@ def conv2d(workload: Conv2dWorkload, batch: Extent, width: Extent = None) -> tir
         ``row_class`` [OH] and ``col_class`` [OW] int32 if the workload has border classes; then what the epilogue
         asks for:
 
-        * `Thresholds`: ``thresholds`` [T, RC, CC, Opad] int32;
+        * `Thresholds`: ``thresholds`` [T, RC, CC, Opad] int32, or ``slope`` [Opad] and ``intercept`` [RC, CC, Opad];
         * `Integer`: ``bias`` [RC, CC, Opad] int32;
         * `Affine` and `Float`: ``shortcut`` [N, OH, OW, O] float32 if there is one; then ``bias`` [RC, CC, Opad] int32,
           ``scale`` and ``offset`` [Opad] float32, or ``base`` [Pw, Opad] int32, ``activation_basis`` [P],
@@ -474,13 +474,31 @@ class _Builder:
     def integer_codes(self, value: Callable[..., Any], classes: Any, epilogue: Thresholds) -> te.Tensor:
         """Codes of the integer result."""
         workload = self.workload
+        if epilogue.arithmetic != "compare":
+            return self.packed(self.line_index(value, classes, epilogue), None, epilogue)
         shape = (epilogue.count, workload.row_classes, workload.col_classes, workload.out_channels_padded)
         thresholds = self.parameter(shape, "int32", "thresholds")
 
         def reached(index: int, n: Any, y: Any, x: Any, *rest: Any) -> Any:
             return value(n, y, x, *rest) >= thresholds(index, *classes(y, x), self.channel(*rest))
 
-        return self.packed(reached, epilogue)
+        return self.packed(count_reached(reached, epilogue), reached, epilogue)
+
+    def line_index(self, value: Callable[..., Any], classes: Any, epilogue: Thresholds) -> Callable[..., Any]:
+        """The index of a level as the height of a line."""
+        dtype, channels = epilogue.arithmetic, self.workload.out_channels_padded
+        slope = self.parameter((channels,), dtype, "slope")
+        shape = (self.workload.row_classes, self.workload.col_classes, channels)
+        intercept = self.parameter(shape, dtype, "intercept")
+
+        def index(n: Any, y: Any, x: Any, *rest: Any) -> Any:
+            channel = self.channel(*rest)
+            start = intercept(*classes(y, x), channel)
+            height = fused_multiply_add(value(n, y, x, *rest).astype(dtype), slope[channel], start)
+            zero, most = tirx.const(0, dtype), tirx.const(epilogue.count, dtype)
+            return tirx.min(tirx.max(height, zero), most).astype("int32")
+
+        return index
 
     def float_codes(self, numbers: te.Tensor, epilogue: Thresholds) -> te.Tensor:
         """Codes of the result in float32; a direction of -1 turns a descending comparison around."""
@@ -492,19 +510,18 @@ class _Builder:
             channel = self.channel(*indices[3:])
             return direction[channel] * numbers(*indices) >= thresholds[index, channel]
 
-        return self.packed(reached, epilogue)
+        return self.packed(count_reached(reached, epilogue), reached, epilogue)
 
-    def packed(self, reached: Callable[..., Any], epilogue: Thresholds) -> te.Tensor:
-        """The packed code of every pixel, from a condition per threshold."""
+    def packed(self, level: Callable[..., Any], reached: Callable[..., Any] | None, epilogue: Thresholds) -> te.Tensor:
+        """The packed code of every pixel, from the index of its level; or, of two levels, from a condition."""
         workload = self.workload
         spatial = (self.batch, workload.out_height, self.tiled_width)
 
         def code(*indices: Any) -> Any:
-            one, zero = tirx.const(1, "int32"), tirx.const(0, "int32")
-            terms = [tirx.Select(reached(t, *indices), one, zero) for t in range(epilogue.count)]
-            index = functools.reduce(operator.add, terms)
-            if epilogue.codes == tuple(range(epilogue.count + 1)):
-                return index
+            index = level(*indices)
+            shift = code_shift(epilogue.codes)
+            if shift is not None:
+                return index if shift == (0, 0) else (index + shift[0]) ^ shift[1]
             result = tirx.const(epilogue.codes[0], "int32")
             for position in range(1, epilogue.count + 1):
                 result = tirx.Select(index >= position, tirx.const(epilogue.codes[position], "int32"), result)
@@ -512,7 +529,7 @@ class _Builder:
 
         if epilogue.form == "bytes":
             return self.stored_bytes(code, epilogue)
-        codes = self.tile(code, "code") if epilogue.count > 1 else None
+        codes = self.tile(code, "code") if epilogue.count > 1 or reached is None else None
 
         def mask(n: Any, y: Any, x: Any, plane: Any, group: Any, vector: Any, lane: Any) -> Any:
             """A byte of ones where the bit is set, which is what a vector register can hand to a scalar one."""
@@ -561,22 +578,53 @@ class _Builder:
         return te.compute(shape, stored, name="store_byte")
 
 
+def count_reached(reached: Callable[..., Any], epilogue: Thresholds) -> Callable[..., Any]:
+    """The number of thresholds that are reached, from a condition for each."""
+
+    def index(*indices: Any) -> Any:
+        one, zero = tirx.const(1, "int32"), tirx.const(0, "int32")
+        terms = [tirx.Select(reached(t, *indices), one, zero) for t in range(epilogue.count)]
+        return functools.reduce(operator.add, terms)
+
+    return index
+
+
+def code_shift(codes: tuple[int, ...]) -> tuple[int, int] | None:
+    """How codes follow from the index of their level, if it is as ``(index + a) ^ b``.
+
+    Parameters
+    ----------
+    codes : tuple of int
+        The code of each level, each less than 256.
+
+    Returns
+    -------
+    (int, int) or None
+        a and b.
+    """
+    for flip in range(256):
+        start = codes[0] ^ flip
+        if all((start + index) ^ flip == code for index, code in enumerate(codes)):
+            return start, flip
+    return None
+
+
 def fused_multiply_add(factor: Any, other: Any, addend: Any) -> Any:
-    """``factor * other + addend`` in float32, rounded once on every target.
+    """``factor * other + addend`` in float32 or float64, rounded once on every target.
 
     `tirx.fma` becomes ``llvm.fmuladd``, which may round twice; and LLVM may contract a product and a sum by itself.
 
     Parameters
     ----------
     factor, other, addend : PrimExpr
-        Numbers of type float32.
+        Numbers of one type.
 
     Returns
     -------
     result : PrimExpr
         A call of ``llvm.fma``.
     """
-    return tirx.call_llvm_pure_intrin("float32", "llvm.fma", factor, other, addend)
+    return tirx.call_llvm_pure_intrin(addend.ty.dtype, "llvm.fma", factor, other, addend)
 
 
 def vector_piece(workload: Conv2dWorkload) -> int:

@@ -303,9 +303,7 @@ def _divisor(number: int, most: int) -> int:
     return max(size for size in range(1, min(number, most) + 1) if number % size == 0)
 
 
-def _place_reduction(
-    sch: s_tir.Schedule, blocks: dict[str, Any], workload: Conv2dWorkload, knobs: Conv2dKnobs
-) -> None:
+def _place_reduction(sch: s_tir.Schedule, blocks: dict[str, Any], workload: Conv2dWorkload, knobs: Conv2dKnobs) -> None:
     """The accumulators of one register tile; sums of bytes inside the sum that widens them."""
     accumulate = blocks["accumulate"]
     if workload.dot is not None:

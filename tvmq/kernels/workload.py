@@ -45,12 +45,16 @@ class Thresholds:
         Number of bit planes of a code; plane p is bit p.
     form : {"planes", "bytes"}
         Whether the output holds bit planes, or one byte for each channel.
+    arithmetic : {"compare", "float32", "float64"}
+        How the index is found: by a comparison with each threshold, or as ``slope * result + intercept`` rounded down,
+        from 0 to T, computed in that type with one rounding.
     """
 
     count: int
     codes: tuple[int, ...]
     planes: int
     form: str = "planes"
+    arithmetic: str = "compare"
 
     def __post_init__(self) -> None:
         """Check the table of codes."""
@@ -65,6 +69,8 @@ class Thresholds:
             raise ValueError(f"codes {self.codes} do not fit in {self.planes} bit planes")
         if self.form not in ("planes", "bytes"):
             raise ValueError(f"codes are written as 'planes' or 'bytes', not {self.form!r}")
+        if self.arithmetic not in ("compare", "float32", "float64"):
+            raise ValueError(f"unknown arithmetic {self.arithmetic!r}")
 
 
 @dataclass(frozen=True)
@@ -116,6 +122,8 @@ class Float:
             raise ValueError(f"combine must be 'affine' or 'basis', got {self.combine!r}")
         if self.thresholds is not None and not isinstance(self.thresholds, Thresholds):
             raise ValueError(f"thresholds must be Thresholds or None, got {self.thresholds!r}")
+        if self.thresholds is not None and self.thresholds.arithmetic != "compare":
+            raise ValueError("numbers in float32 are compared with their thresholds")
         if not self.store and self.thresholds is None:
             raise ValueError("a float epilogue must store its result or have thresholds")
 

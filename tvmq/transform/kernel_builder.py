@@ -10,6 +10,7 @@ multiplier and constant are those of :class:`tvmq.bitplanes.ByteTerms`.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -34,6 +35,7 @@ from tvmq.kernels.packing import pack_weight_bytes, pack_weights
 from tvmq.kernels.workload import Conv2dWorkload, Dot, Epilogue, Thresholds, padded_bytes
 from tvmq.target import Target
 from tvmq.transform.fold_epilogues import ALWAYS, NEVER
+from tvmq.transform.level_lines import level_lines
 
 __all__ = ["KernelBuilder"]
 
@@ -219,8 +221,32 @@ class KernelBuilder:
         operands = [dialect.constant(array) for array in constants]
         if shortcut is not None:
             operands.append(shortcut)
-        operands += [dialect.constant(array) for array in self.epilogue_constants(arrays, surplus)]
+        constants = self.epilogue_constants(arrays, surplus)
+        if isinstance(self.epilogue, Thresholds):
+            workload, constants = self.with_lines(workload, constants)
+        operands += [dialect.constant(array) for array in constants]
         return dialect.bitserial_conv2d(words, operands[0], operands[1:], workload, layer)
+
+    def with_lines(
+        self, workload: Conv2dWorkload, constants: list[np.ndarray]
+    ) -> tuple[Conv2dWorkload, list[np.ndarray]]:
+        """The same kernel with lines in place of many thresholds, where those are exact."""
+        epilogue = workload.thresholds
+        lines = level_lines(constants[0], self.bound(workload)) if self.target.arch == "x86_64" else None
+        if lines is None or epilogue is None:
+            return workload, constants
+        epilogue = dataclasses.replace(epilogue, arithmetic=lines.arithmetic)
+        return dataclasses.replace(workload, epilogue=epilogue), [lines.slope, lines.intercept]
+
+    def bound(self, workload: Conv2dWorkload) -> int:
+        """The largest magnitude that the kernel's v can have."""
+        multipliers = [abs(m) for m in workload.class_multiplier]
+        if self.bytes is not None:
+            largest = int(np.abs(self.units).sum(axis=(1, 2, 3)).max())
+            return max(1, multipliers[0] * largest * (2**self.x.planes - 1))
+        pairs = sum(multipliers[index] for row in workload.plane_class for index in row)
+        bits = workload.in_channels * math.prod(workload.kernel)
+        return max(1, bits * (pairs + sum(abs(m) for m in workload.activation_multiplier)))
 
     def packed_weight(self, workload: Conv2dWorkload) -> np.ndarray:
         """The weights as the kernel reads them."""
