@@ -115,7 +115,7 @@ def test_host_is_a_file_whose_flags_this_machine_has():
     [
         ("sse avx2 fma", "x86-avx2"),
         ("avx2 fma avx512f avx512bw avx512vl avx512dq", "x86-avx512"),
-        ("avx2 fma avx512f avx512bw avx512vl avx512dq avx512_vpopcntdq", "x86-avx512-vpopcntdq"),
+        ("avx2 fma avx512f avx512bw avx512vl avx512dq avx512_vpopcntdq avx512_vnni", "x86-avx512-vpopcntdq"),
         # Knights Mill counts bits, but lacks the byte and short-vector instructions
         ("avx2 fma avx512f avx512_vpopcntdq", "x86-avx2"),
     ],

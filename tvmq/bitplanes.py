@@ -37,6 +37,18 @@ outside has contributed ``xo * sum_c w_c(tap)`` too much.  That sum depends only
 few classes of rows and columns (nine at most for 3x3 with padding 1): a constant per class and output channel, which
 joins the constant of the dot product.  :func:`border_classes` and :func:`constant_terms` compute it.
 
+**Bytes.**  Where bits are many, products of whole numbers are faster than products of planes.  The instructions take an
+unsigned byte u and a signed byte; the weights' units are signed, and the activations become unsigned ones if their
+coefficients are ``a_i = +-m 2^i``.  Let F have a one wherever the sign is negative and ``u = code ^ F``: a plane with a
+negative coefficient contributes ``-m 2^i X_i = m 2^i (1 - X_i) - m 2^i``, so
+
+    x_k = m u_k + x_min,     x_min = xo + sum of the negative a_i
+    sum_k x_k w_k = m sum_k u_k w_k + x_min sum_k w_k.
+
+Unsigned, equispaced and ±1 activations have F = 0; in two's complement F is the sign bit.  A padding byte 0 stands for
+x_min, so the constant sums only the taps inside the image, in border classes as above (:func:`byte_terms`,
+:func:`byte_constants`).  Other alphabets (ternary) and float coefficients keep their planes.
+
 **Float coefficients.**  Where the coefficients are floats, or differ per output channel o, no multiplier is shared; the
 popcounts are still exact integers S_ij, and a float32 epilogue weighs them in a fixed order (:class:`BasisTerms`):
 
@@ -84,11 +96,14 @@ from tvmq.errors import InputError
 __all__ = [
     "BasisTerms",
     "BitPlanes",
+    "ByteTerms",
     "DotTerms",
     "Encoding",
     "basis_terms",
     "border_classes",
     "border_constants",
+    "byte_constants",
+    "byte_terms",
     "constant_terms",
     "dot",
     "dot_terms",
@@ -492,6 +507,68 @@ def constant_terms(x: Encoding, w: BitPlanes, taps: np.ndarray | None = None) ->
         for j, index in enumerate(classes):
             constant = constant - terms.class_multiplier[index] * weight_bits[j]
     return constant
+
+
+@dataclass(frozen=True)
+class ByteTerms:
+    """How a code is an unsigned byte: ``units = multiplier * (code ^ flip) + offset``; see the module's derivation.
+
+    Attributes
+    ----------
+    multiplier : int
+        Positive.
+    flip : int
+        The bits of a code that are complemented.
+    offset : int
+        Value of byte 0.
+    """
+
+    multiplier: int
+    flip: int
+    offset: int
+
+
+def byte_terms(x: Encoding) -> ByteTerms | None:
+    """Activations as unsigned bytes.
+
+    Parameters
+    ----------
+    x : Encoding
+        Any encoding.
+
+    Returns
+    -------
+    ByteTerms or None
+        None if the values of the codes are not the codes, up to complemented bits, times a number.
+    """
+    if not x.is_integer or x.coefficients.ndim != 1 or x.offset.ndim != 0 or x.planes > MAX_PLANES:
+        return None
+    coefficients = x.coefficients.tolist()
+    multiplier = abs(coefficients[0])
+    if multiplier == 0 or any(abs(a) != multiplier << plane for plane, a in enumerate(coefficients)):
+        return None
+    flip = sum(1 << plane for plane, a in enumerate(coefficients) if a < 0)
+    return ByteTerms(multiplier, flip, int(x.offset) + sum(a for a in coefficients if a < 0))
+
+
+def byte_constants(x: ByteTerms, units: np.ndarray, taps: np.ndarray | None = None) -> np.ndarray:
+    """The constant that sums of products of bytes leave out, as :func:`constant_terms` is for planes.
+
+    Parameters
+    ----------
+    x : ByteTerms
+        Activations.
+    units : int64 array of shape (O, C, KH, KW)
+        Weights in units of their scale.
+    taps : boolean array of shape (KH, KW), optional
+        True where the tap lies inside the image; all of them by default.
+
+    Returns
+    -------
+    int64 array of shape (O,)
+    """
+    inside = np.ones(units.shape[2:], bool) if taps is None else taps
+    return x.offset * (units * inside).sum(axis=(1, 2, 3))
 
 
 def border_classes(

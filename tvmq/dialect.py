@@ -14,7 +14,9 @@ float32 times low-bit weights
     additions; ``packed_weight_only`` is their kernel.
 packed
     ``bitpack``, ``im2col_bitpack``, ``bitunpack`` and ``channels_first`` change layout, ``bitserial_conv2d`` is one
-    fused kernel from packed bits to packed bits (or to integers or floats), ``packed_max_pool2d`` pools words.
+    fused kernel from packed codes to packed codes (or to integers or floats), ``packed_max_pool2d`` pools words.
+    ``bytepack``, ``byteunpack``, ``bits_to_bytes``, ``bytes_to_bits`` and ``byte_max_pool2d`` do the same for codes
+    that are bytes.
 
 Every constructor can be called inside TVMScript, so tests write their expected modules with them.  ``REFERENCES``
 holds each operator's meaning as a numpy function; the golden executor runs those, and every kernel is compared to them.
@@ -33,10 +35,10 @@ from tvm.ir import Call, GenericConst, Op, TupleType, make_node, register_op_att
 
 from tvmq import errors
 from tvmq.bitplanes import BasisTerms, Encoding, window_classes
-from tvmq.kernels.packing import pack_activations, unpack_activations
+from tvmq.kernels.packing import pack_activations, pack_bytes, unpack_activations
 from tvmq.kernels.sequential import sequential_product
 from tvmq.kernels.weight_only import WeightOnlyWorkload, unpack_codes
-from tvmq.kernels.workload import Conv2dWorkload, Integer, Thresholds
+from tvmq.kernels.workload import Conv2dWorkload, Integer, Thresholds, padded_bytes
 
 __all__ = [
     "REFERENCES",
@@ -44,8 +46,13 @@ __all__ = [
     "basis_conv2d",
     "basis_dense",
     "bitpack",
+    "bits_to_bytes",
     "bitserial_conv2d",
     "bitunpack",
+    "byte_max_pool2d",
+    "bytepack",
+    "bytes_to_bits",
+    "byteunpack",
     "channels_first",
     "constant",
     "constant_array",
@@ -60,6 +67,7 @@ __all__ = [
     "im2col_bitpack",
     "is_call",
     "is_symbolic",
+    "line_index",
     "max_pool2d",
     "operand_encodings",
     "packed_max_pool2d",
@@ -521,6 +529,27 @@ def fused_multiply_add(x: np.ndarray, scale: np.ndarray, offset: np.ndarray) -> 
     return odd.astype(np.float32)
 
 
+def line_index(values: np.ndarray, slope: np.ndarray, intercept: np.ndarray, count: int) -> np.ndarray:
+    """The index of the level of some integers as a kernel computes it.
+
+    Parameters
+    ----------
+    values : int array of shape (..., O)
+    slope, intercept : float32 or float64 arrays that broadcast
+    count : int
+        Number of thresholds.
+
+    Returns
+    -------
+    int64 array
+    """
+    if slope.dtype == np.float32:
+        height = fused_multiply_add(values.astype(np.float32), slope, intercept)
+    else:
+        height = values.astype(np.float64) * slope + intercept
+    return np.clip(height, 0, count).astype(np.int64)
+
+
 def _affine_reference(_call: Call, x: np.ndarray, scale: np.ndarray, offset: np.ndarray) -> np.ndarray:
     return fused_multiply_add(x.astype(np.float32), _per_channel(scale, x.ndim), _per_channel(offset, x.ndim))
 
@@ -762,6 +791,119 @@ def unpacked(packed: np.ndarray, channels: int) -> np.ndarray:
 _define("bitunpack", _bitunpack_type, lambda call, packed: unpacked(packed, int(call.attrs["channels"])))
 
 
+def bytepack(codes: relax.Expr, length: int, flip: int) -> Call:
+    """Codes (N, C, H, W) to bytes (N, H, W, 1, length), some of their bits complemented.
+
+    Parameters
+    ----------
+    codes : uint8 of shape (N, C, H, W)
+    length : int
+        Bytes of a pixel, at least C; those beyond C are zero.
+    flip : int
+        The bits that are complemented.
+
+    Returns
+    -------
+    Call of type uint8
+    """
+    return _call("bytepack", [codes], length=length, flip=flip)
+
+
+def _bytepack_type(call: Call) -> relax.TensorType:
+    batch, _, height, width = _shape(call.args[0])
+    return relax.TensorType([batch, height, width, 1, int(call.attrs["length"])], "uint8")
+
+
+_define(
+    "bytepack",
+    _bytepack_type,
+    lambda call, codes: pack_bytes(codes ^ np.uint8(int(call.attrs["flip"])), int(call.attrs["length"])),
+)
+
+
+def byteunpack(packed: relax.Expr, channels: int, flip: int) -> Call:
+    """The inverse of :func:`bytepack`.
+
+    Parameters
+    ----------
+    packed : uint8 of shape (N, H, W, 1, length)
+    channels, flip : int
+
+    Returns
+    -------
+    Call of type uint8, shape (N, channels, H, W)
+    """
+    return _call("byteunpack", [packed], channels=channels, flip=flip)
+
+
+def _codes_of_bytes(call: Call, packed: np.ndarray) -> np.ndarray:
+    used = packed[:, :, :, 0, : int(call.attrs["channels"])] ^ np.uint8(int(call.attrs["flip"]))
+    return np.ascontiguousarray(used.transpose(0, 3, 1, 2))
+
+
+_define("byteunpack", _bitunpack_type, _codes_of_bytes)
+
+
+def bits_to_bytes(packed: relax.Expr, channels: int, flip: int) -> Call:
+    """Bit planes to bytes.
+
+    Parameters
+    ----------
+    packed : uint8 or uint32 of shape (N, H, W, P, words)
+    channels, flip : int
+
+    Returns
+    -------
+    Call of type uint8, shape (N, H, W, 1, 4 ceil(channels / 4))
+    """
+    return _call("bits_to_bytes", [packed], channels=channels, flip=flip)
+
+
+def _bits_to_bytes_type(call: Call) -> relax.TensorType:
+    batch, height, width, _, _ = _shape(call.args[0])
+    return relax.TensorType([batch, height, width, 1, padded_bytes(int(call.attrs["channels"]))], "uint8")
+
+
+def _bits_to_bytes_reference(call: Call, packed: np.ndarray) -> np.ndarray:
+    channels = int(call.attrs["channels"])
+    return pack_bytes(unpacked(packed, channels) ^ np.uint8(int(call.attrs["flip"])), padded_bytes(channels))
+
+
+_define("bits_to_bytes", _bits_to_bytes_type, _bits_to_bytes_reference)
+
+
+def bytes_to_bits(packed: relax.Expr, channels: int, planes: int, word_bits: int, flip: int) -> Call:
+    """Bytes to bit planes.
+
+    Parameters
+    ----------
+    packed : uint8 of shape (N, H, W, 1, length)
+    channels, planes, flip : int
+    word_bits : {8, 32}
+
+    Returns
+    -------
+    Call of type uint8 or uint32, shape (N, H, W, planes, ceil(channels / word_bits))
+    """
+    return _call("bytes_to_bits", [packed], channels=channels, planes=planes, word_bits=word_bits, flip=flip)
+
+
+def _bytes_to_bits_type(call: Call) -> relax.TensorType:
+    batch, height, width, _, _ = _shape(call.args[0])
+    word_bits = int(call.attrs["word_bits"])
+    words = -(-int(call.attrs["channels"]) // word_bits)
+    return relax.TensorType([batch, height, width, int(call.attrs["planes"]), words], f"uint{word_bits}")
+
+
+_define(
+    "bytes_to_bits",
+    _bytes_to_bits_type,
+    lambda call, packed: pack_activations(
+        _planes(_codes_of_bytes(call, packed), int(call.attrs["planes"])), int(call.attrs["word_bits"])
+    ),
+)
+
+
 def im2col_bitpack(
     codes: relax.Expr,
     kernel: Sequence[int],
@@ -885,8 +1027,8 @@ def _bitserial_conv2d_type(call: Call) -> relax.TensorType | TupleType:
         if dtype in ("int32", "float32")
     ]
     if workload.thresholds is not None:
-        words = [workload.thresholds.planes, workload.out_words]
-        outputs.append(relax.TensorType([*shape, *words], workload.word_dtype))
+        words = [1 if workload.writes_bytes else workload.thresholds.planes, workload.out_words]
+        outputs.append(relax.TensorType([*shape, *words], workload.codes_dtype))
     return outputs[0] if len(outputs) == 1 else TupleType(outputs)
 
 
@@ -902,6 +1044,8 @@ def _weight_planes(weight: np.ndarray, workload: Conv2dWorkload) -> np.ndarray:
 def _raw_sums(workload: Conv2dWorkload, data: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """The kernel's ``v``, int64 of shape (N, OH, OW, Opad)."""
     attrs = {"strides": workload.strides, "padding": workload.padding, "dilation": workload.dilation}
+    if workload.dot is not None:
+        return workload.class_multiplier[0] * _byte_sums(workload, data, weight, attrs)
     filters = _weight_planes(weight, workload)
     pixels = unpack_activations(data, filters.shape[-1])
     columns = []
@@ -922,6 +1066,16 @@ def _raw_sums(workload: Conv2dWorkload, data: np.ndarray, weight: np.ndarray) ->
     return total.astype(np.int64).reshape(batch, rows, width, -1)
 
 
+def _byte_sums(workload: Conv2dWorkload, data: np.ndarray, weight: np.ndarray, attrs: dict[str, Any]) -> np.ndarray:
+    """Sums of products of bytes, int64 of shape (N, OH, OW, Opad)."""
+    windows = _windows(data[:, :, :, 0].transpose(0, 3, 1, 2), workload.kernel, attrs)
+    batch, _, rows, width = windows.shape[:4]
+    matrix = windows.transpose(0, 2, 3, 4, 5, 1).reshape(batch * rows * width, -1).astype(np.float64)
+    # (Ob, KH, KW, 1, steps, L, 4) to (KH, KW, steps, 4, Ob, L), the order of a window's bytes.
+    factors = weight[:, :, :, 0].transpose(1, 2, 3, 5, 0, 4).reshape(-1, workload.out_channels_padded)
+    return (matrix @ factors[: matrix.shape[1]].astype(np.float64)).astype(np.int64).reshape(batch, rows, width, -1)
+
+
 def _per_pixel(constant: np.ndarray, classes: Sequence[np.ndarray]) -> np.ndarray:
     """Constants (RC, CC, Opad) to (OH or 1, OW or 1, Opad)."""
     return constant[classes[0][:, None], classes[1][None, :]] if classes else constant
@@ -935,8 +1089,11 @@ def _bitserial_conv2d_reference(call: Call, data: np.ndarray, weight: np.ndarray
         return _float_outputs(workload, *_basis_sums(workload, data, weight, classes, rest))
     total = _raw_sums(workload, data, weight)
     if isinstance(workload.epilogue, Thresholds):
-        level = _count([total >= _per_pixel(row, classes) for row in rest[0]])
-        return _packed_codes(workload.epilogue, level, channels, workload.word_bits)
+        if workload.epilogue.arithmetic == "compare":
+            level = _count([total >= _per_pixel(row, classes) for row in rest[0]])
+        else:
+            level = line_index(total, rest[0], _per_pixel(rest[1], classes), workload.epilogue.count)
+        return _packed_codes(workload.epilogue, level, workload)
     shortcut, rest = (rest[0], rest[1:]) if epilogue is not None and epilogue.shortcut else (None, rest)
     integers = (total + _per_pixel(rest[0], classes)).astype(np.int32)[..., :channels]
     if epilogue is None:
@@ -989,7 +1146,7 @@ def _float_outputs(
     if epilogue.thresholds is not None:
         directed = numbers * rest[0][:channels]
         level = _count([directed >= row[:channels] for row in rest[1]])
-        outputs.append(_packed_codes(epilogue.thresholds, level, channels, workload.word_bits))
+        outputs.append(_packed_codes(epilogue.thresholds, level, workload))
     return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
 
@@ -998,9 +1155,11 @@ def _count(reached: list[np.ndarray]) -> np.ndarray:
     return np.stack(reached).sum(axis=0, dtype=np.uint8)
 
 
-def _packed_codes(thresholds: Thresholds, level: np.ndarray, channels: int, word_bits: int) -> np.ndarray:
-    codes = np.array(thresholds.codes, np.uint8)[level][..., :channels].transpose(0, 3, 1, 2)
-    return pack_activations(_planes(codes, thresholds.planes), word_bits)
+def _packed_codes(thresholds: Thresholds, level: np.ndarray, workload: Conv2dWorkload) -> np.ndarray:
+    codes = np.array(thresholds.codes, np.uint8)[level][..., : workload.out_channels].transpose(0, 3, 1, 2)
+    if workload.writes_bytes:
+        return pack_bytes(codes, workload.out_words)
+    return pack_activations(_planes(codes, thresholds.planes), workload.word_bits)
 
 
 _define("bitserial_conv2d", _bitserial_conv2d_type, _bitserial_conv2d_reference)
@@ -1040,6 +1199,54 @@ def packed_max_pool2d(
     )
 
 
+def byte_max_pool2d(
+    packed: relax.Expr,
+    flip: relax.Expr,
+    pool_size: Sequence[int],
+    strides: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+) -> Call:
+    """:func:`max_pool2d` on bytes; the minimum in channels whose ``flip`` is 255.
+
+    Parameters
+    ----------
+    packed : uint8 of shape (N, H, W, 1, length)
+    flip : uint8 of shape (length,)
+        0 or 255.
+    pool_size, strides, padding, dilation, ceil_mode
+        As for :func:`max_pool2d`.
+
+    Returns
+    -------
+    Call of shape (N, OH, OW, 1, length)
+    """
+    return _call(
+        "byte_max_pool2d",
+        [packed, flip],
+        pool_size=_integers(pool_size),
+        strides=_integers(strides),
+        padding=_integers(padding),
+        dilation=_integers(dilation),
+        ceil_mode=int(ceil_mode),
+    )
+
+
+def _byte_max_pool2d_reference(call: Call, packed: np.ndarray, flip: np.ndarray) -> np.ndarray:
+    pool, strides, dilation = (_integers(call.attrs[key]) for key in ("pool_size", "strides", "dilation"))
+    top, left, _, _ = _integers(call.attrs["padding"])
+    rows, columns = (int(size) for size in list(call.ty.shape)[1:3])
+    flipped = packed ^ flip
+    result = np.zeros((len(packed), rows, columns, *packed.shape[3:]), np.uint8)
+    for y in range(rows):
+        for x in range(columns):
+            ys = [row for k in range(pool[0]) if 0 <= (row := y * strides[0] + k * dilation[0] - top) < packed.shape[1]]
+            xs = [at for k in range(pool[1]) if 0 <= (at := x * strides[1] + k * dilation[1] - left) < packed.shape[2]]
+            result[:, y, x] = flipped[:, ys][:, :, xs].max(axis=(1, 2), initial=0)
+    return result ^ flip
+
+
 def _packed_max_pool2d_type(call: Call) -> relax.TensorType:
     batch, height, width, planes, words = _shape(call.args[0])
     return relax.TensorType([batch, *_pooled_size(call, height, width), planes, words], call.args[0].ty.dtype)
@@ -1064,6 +1271,7 @@ def _packed_max_pool2d_reference(call: Call, packed: np.ndarray, flip: np.ndarra
 
 
 _define("packed_max_pool2d", _packed_max_pool2d_type, _packed_max_pool2d_reference)
+_define("byte_max_pool2d", _packed_max_pool2d_type, _byte_max_pool2d_reference)
 
 
 def packed_weight_only(

@@ -13,6 +13,7 @@ from tvm.ir import Call, GlobalVar
 from tvmq import dialect
 from tvmq.dialect import constant_array, constant_value, is_call
 from tvmq.target import Target
+from tvmq.transform.kernel_choice import Rates, rates
 from tvmq.transform.schedule_kernels import SCHEDULE_ATTRIBUTE
 from tvmq.transform.select_weight_only import FEWEST_WEIGHTS, low_bit_weight
 
@@ -111,33 +112,48 @@ def layer_rows(module: tvm.IRModule, core: Target) -> LayerRows:
 
 def _bitserial(call: Call, core: Target, warnings: list[str]) -> Layer:
     workload = dialect.workload_of(call)
-    name = str(call.attrs["layer"])
-    bits = (workload.weight_planes, workload.activation_planes)
-    products = bits[0] * bits[1]
-    binary, int8 = core.mac_per_cycle["binary"] / products, core.mac_per_cycle["int8"]
-    reason = f"{binary:.0f} MAC/cycle against {int8:.0f} in int8"
-    if bits[1] == 8:
-        reason = f"8-bit input as bit planes, {reason}"
-    elif binary < int8:
-        warnings.append(
-            f"layer '{name}': {bits[0]}-bit weights times {bits[1]}-bit activations run at {binary:.0f} MAC/cycle on "
-            f"{core.name}, where int8 could reach {int8:.0f}; fewer bits would be faster"
-        )
-    operator = "dense" if workload.is_dense else "conv2d"
+    name, dot = str(call.attrs["layer"]), workload.dot
+    bits = (
+        (workload.weight_planes, workload.activation_planes) if dot is None else (dot.weight_bits, dot.activation_bits)
+    )
     weights = workload.out_channels * workload.in_channels * workload.kernel[0] * workload.kernel[1]
+    speed = _rates(call, core, bits, weights)
+    planes, int8 = f"{speed.planes:.0f} MAC/cycle", f"{speed.bytes:.0f}"
+    low = f"layer '{name}': {bits[0]}-bit weights times {bits[1]}-bit activations run"
+    if dot is not None:
+        reason = f"{int8} MAC/cycle against {speed.planes:.0f} as bit planes"
+        if max(bits) < 8:
+            warnings.append(f"{low} as int8 on {core.name}: {reason}; fewer bits would be faster")
+    else:
+        reason = f"{planes} against {int8} in int8"
+        if bits[1] == 8:
+            reason = f"8-bit input as bit planes, {reason}"
+        elif speed.planes < speed.bytes:
+            warnings.append(
+                f"{low} at {planes} on {core.name}, where int8 could reach {int8}; fewer bits would be faster"
+            )
     stored = sum(array.nbytes for array in map(constant_value, call.args[1:]) if array is not None)
     return Layer(
         name=name,
-        operator=operator,
+        operator="dense" if workload.is_dense else "conv2d",
         weight_bits=bits[0],
         activation_bits=bits[1],
-        kernel=f"bitserial {workload.combine}",
+        kernel=f"bitserial {workload.combine}" if dot is None else f"int8 {core.dot}",
         reason=reason,
         macs=workload.macs,
         bytes_float=4 * weights,
         bytes_packed=stored,
-        predicted_cycles=workload.macs / binary,
+        predicted_cycles=workload.macs / (speed.planes if dot is None else speed.bytes),
     )
+
+
+def _rates(call: Call, core: Target, bits: tuple[int, int], weights: int) -> Rates:
+    """What the cost table says about both ways to compute a product."""
+    workload = dialect.workload_of(call)
+    samples = list(call.args[0].ty.shape)[2]
+    single = workload.is_dense and not dialect.is_symbolic(samples) and int(samples) == 1
+    taps = workload.kernel[0] * workload.kernel[1]
+    return rates(core, workload.in_channels, taps, *bits, weights if single else 0)
 
 
 def _weight_only(call: Call, core: Target) -> Layer:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Target", "data_folder", "get_target", "host_target", "list_targets", "load_target"]
 
 ARCHITECTURES = ("x86_64", "aarch64", "armv7l")
+DOTS = (None, "vpdpbusd", "vpmaddubsw")
 POPCOUNTS = ("vpopcntdq", "pshufb", "cnt", "vcnt")
 KERNEL_KINDS = ("binary", "int8", "float32")
 
@@ -57,6 +58,9 @@ class Target:
         The instruction that counts bits: ``"vpopcntdq"``, ``"pshufb"``, ``"cnt"`` or ``"vcnt"``.
     mac_per_cycle : dict of str to float
         Issue limit in multiply-accumulates per cycle and core of each kernel kind (``"binary"`` is 1 bit times 1 bit).
+    dot : str or None
+        The instruction that multiplies bytes and adds four products to 32 bits: ``"vpdpbusd"``, ``"vpmaddubsw"`` (with
+        others), or none that kernels know; then all products are of bit planes.
     features : tuple of str
         LLVM features beyond those of ``mcpu``, such as ``"+neon"``.
     float_abi : str or None
@@ -87,6 +91,7 @@ class Target:
     lanes: int
     popcount: str
     mac_per_cycle: dict[str, float] = field(hash=False)
+    dot: str | None = None
     features: tuple[str, ...] = ()
     float_abi: str | None = None
     required_cpu_flags: tuple[str, ...] = ()
@@ -102,6 +107,7 @@ class Target:
         self._one_of("kind", ("cpu",))
         self._one_of("arch", ARCHITECTURES)
         self._one_of("popcount", POPCOUNTS)
+        self._one_of("dot", DOTS)
         self._one_of("word_bits", (8, 32))
         self._one_of("lanes", (16, 32, 64))
         self._one_of("float_abi", (None, "hard", "soft"))
@@ -112,6 +118,11 @@ class Target:
         for kernel, value in self.mac_per_cycle.items():
             if not value > 0:
                 raise self._error(f"mac_per_cycle.{kernel}", f"must be above 0, not {value}")
+
+    @property
+    def dot_lanes(self) -> int:
+        """Integers of 32 bits in one vector register."""
+        return self.word_bits * self.lanes // 32
 
     def _one_of(self, name: str, allowed: tuple[Any, ...]) -> None:
         value = getattr(self, name)

@@ -37,6 +37,12 @@ class Family:
     llvm: dict[str, Any]
     cores: int = 1
     features: tuple[str, ...] = ()
+    dot: str | None = None
+
+    @property
+    def dot_lanes(self) -> int:
+        """Integers of 32 bits in a vector."""
+        return self.word_bits * self.lanes // 32
 
     def target(self) -> tvm.target.Target:
         """The TVM target."""
@@ -53,9 +59,9 @@ def _linux(mtriple: str, mcpu: str, **fields: Any) -> dict[str, Any]:
 
 _HARD_FLOAT = {"mattr": ["+neon", "+vfp4"], "mfloat-abi": "hard"}
 CROSS = {
-    "vpopcntdq": Family("vpopcntdq", "x86_64", "vpopcntdq", 32, 16, _llvm("znver5")),
-    "avx512bw": Family("avx512bw", "x86_64", "pshufb", 8, 64, _llvm("skylake-avx512")),
-    "avx2": Family("avx2", "x86_64", "pshufb", 8, 32, _llvm("haswell")),
+    "vpopcntdq": Family("vpopcntdq", "x86_64", "vpopcntdq", 32, 16, _llvm("znver5"), dot="vpdpbusd"),
+    "avx512bw": Family("avx512bw", "x86_64", "pshufb", 8, 64, _llvm("skylake-avx512"), dot="vpmaddubsw"),
+    "avx2": Family("avx2", "x86_64", "pshufb", 8, 32, _llvm("haswell"), dot="vpmaddubsw"),
     "aarch64": Family("aarch64", "aarch64", "cnt", 8, 16, _linux("aarch64-linux-gnu", "cortex-a72")),
     "armv7": Family("armv7", "armv7l", "vcnt", 8, 16, _linux("armv7l-linux-gnueabihf", "cortex-a53", **_HARD_FLOAT)),
 }

@@ -77,7 +77,7 @@ def check(
     tally.digests.update(network.digest() for network in networks)
     tally.undecided += undecided
     tally.layers += len(rows)
-    tally.packed += sum(row["kernel"].startswith("bitserial") for row in rows)
+    tally.packed += sum(row["kernel"].startswith(("bitserial", "int8")) for row in rows)
 
 
 def _owners(networks: Sequence[Network]) -> list[tuple[Network, int]]:

@@ -26,7 +26,7 @@ from tvm import te, tirx
 
 from tvmq.kernels.tiling import register_tile
 from tvmq.kernels.words import pack_masks
-from tvmq.kernels.workload import MAX_BYTE_STEPS, Conv2dWorkload, Float, Thresholds
+from tvmq.kernels.workload import BYTES_PER_STEP, MAX_BYTE_STEPS, Conv2dWorkload, Float, Thresholds
 
 __all__ = ["KERNEL_ATTRIBUTE", "WORKLOAD_ATTRIBUTE", "as_kernel", "conv2d", "tiled_width"]
 
@@ -64,7 +64,7 @@ def conv2d(workload: Conv2dWorkload, batch: Extent, width: Extent = None) -> tir
         ``row_class`` [OH] and ``col_class`` [OW] int32 if the workload has border classes; then what the epilogue
         asks for:
 
-        * `Thresholds`: ``thresholds`` [T, RC, CC, Opad] int32;
+        * `Thresholds`: ``thresholds`` [T, RC, CC, Opad] int32, or ``slope`` [Opad] and ``intercept`` [RC, CC, Opad];
         * `Integer`: ``bias`` [RC, CC, Opad] int32;
         * `Affine` and `Float`: ``shortcut`` [N, OH, OW, O] float32 if there is one; then ``bias`` [RC, CC, Opad] int32,
           ``scale`` and ``offset`` [Opad] float32, or ``base`` [Pw, Opad] int32, ``activation_basis`` [P],
@@ -135,10 +135,10 @@ class _Builder:
     def data(self) -> te.Tensor:
         workload = self.workload
         shape = (self.batch, workload.height, self.width, workload.activation_planes, workload.in_words)
-        return self.parameter(shape, workload.word_dtype, "data")
+        return self.parameter(shape, workload.data_dtype, "data")
 
     def weight(self) -> te.Tensor:
-        return self.parameter(self.workload.weight_shape(), self.workload.word_dtype, "weight")
+        return self.parameter(self.workload.weight_shape(), self.workload.weight_dtype, "weight")
 
     def padded(self, data: te.Tensor) -> te.Tensor:
         """Zero words around the image; also the pixels that only round the width up to whole tiles."""
@@ -146,17 +146,35 @@ class _Builder:
         top, left, _, _ = workload.padding
         whole_tiles = isinstance(self.out_width, int) and self.out_width == self.tiled_width
         if not any(workload.padding) and whole_tiles:
-            self.image = data
-            return data
+            self.image = self.gathered(data)
+            return self.image
         shape = (self.batch, self.padded_height, self.padded_width, workload.activation_planes, workload.in_words)
 
         def word(n: Any, y: Any, x: Any, p: Any, w: Any) -> Any:
             inside = tirx.all(y >= top, y < top + workload.height, x >= left, x < left + self.width)
             value = data[n, y - top, x - left, p, w]
-            return tirx.if_then_else(inside, value, tirx.const(0, workload.word_dtype))
+            return tirx.if_then_else(inside, value, tirx.const(0, workload.data_dtype))
 
-        self.image = te.compute(shape, word, name="pad")
+        self.image = self.gathered(te.compute(shape, word, name="pad"))
         return self.image
+
+    def gathered(self, image: te.Tensor) -> te.Tensor:
+        """The bytes of every window as one run, if the workload asks for that."""
+        workload = self.workload
+        if workload.dot is None or not workload.dot.gathered:
+            return image
+        taps, channels = workload.kernel[1] * workload.in_channels, workload.in_channels
+        length = workload.kernel[0] * taps
+
+        def byte(n: Any, y: Any, x: Any, plane: Any, position: Any) -> Any:
+            row, column = self.window(y, x, position // taps, position % taps // channels)
+            value = image[n, row, column, plane, position % channels]
+            if length == workload.window_bytes:
+                return value
+            return tirx.if_then_else(position < length, value, tirx.const(0, "uint8"))
+
+        shape = (self.batch, workload.out_height, self.tiled_width, 1, workload.window_bytes)
+        return te.compute(shape, byte, name="gather")
 
     def window(self, y: Any, x: Any, kh: Any, kw: Any) -> tuple[Any, Any]:
         """Position in the padded image of one tap of the window of an output pixel."""
@@ -225,6 +243,8 @@ class _Builder:
         return tirx.floordiv(klass, weight_planes), tirx.floormod(klass, weight_planes)
 
     def accumulate(self, image: te.Tensor, weight: te.Tensor) -> te.Tensor:
+        if self.workload.dot is not None:
+            return self.accumulate_products(weight)
         if self.workload.word_bits == 8:
             return self.accumulate_bytes(weight)
         workload = self.workload
@@ -290,6 +310,21 @@ class _Builder:
             return te.sum(sums(*index, *outer_axes, lane).astype(dtype), axis=outer_axes)
 
         return te.compute((*front, lanes), total, name="accumulate")
+
+    def accumulate_products(self, weight: te.Tensor) -> te.Tensor:
+        """Sums of products of bytes, four at a time, which is what the instructions add to a lane."""
+        _, kernel_h, kernel_w, _, steps, _, _ = self.workload.weight_shape()
+        kh, kw = te.reduce_axis((0, kernel_h), "kh"), te.reduce_axis((0, kernel_w), "kw")
+        gathered = self.workload.dot is not None and self.workload.dot.gathered
+        step, byte = te.reduce_axis((0, steps), "step"), te.reduce_axis((0, BYTES_PER_STEP), "byte")
+
+        def total(n: Any, y: Any, x: Any, group: Any, vector: Any, _klass: Any, lane: Any) -> Any:
+            row, column = (y, x) if gathered else self.window(y, x, kh, kw)
+            activation = self.image[n, row, column, 0, step * BYTES_PER_STEP + byte]
+            factor = weight[group * self.vectors + vector, kh, kw, 0, step, lane, byte]
+            return te.sum(activation.astype("int32") * factor.astype("int32"), axis=[kh, kw, step, byte])
+
+        return te.compute(self.accumulator_shape(), total, name="accumulate")
 
     def outputs(self, accumulators: te.Tensor) -> list[te.Tensor]:
         """The epilogue."""
@@ -439,13 +474,31 @@ class _Builder:
     def integer_codes(self, value: Callable[..., Any], classes: Any, epilogue: Thresholds) -> te.Tensor:
         """Codes of the integer result."""
         workload = self.workload
+        if epilogue.arithmetic != "compare":
+            return self.packed(self.line_index(value, classes, epilogue), None, epilogue)
         shape = (epilogue.count, workload.row_classes, workload.col_classes, workload.out_channels_padded)
         thresholds = self.parameter(shape, "int32", "thresholds")
 
         def reached(index: int, n: Any, y: Any, x: Any, *rest: Any) -> Any:
             return value(n, y, x, *rest) >= thresholds(index, *classes(y, x), self.channel(*rest))
 
-        return self.packed(reached, epilogue)
+        return self.packed(count_reached(reached, epilogue), reached, epilogue)
+
+    def line_index(self, value: Callable[..., Any], classes: Any, epilogue: Thresholds) -> Callable[..., Any]:
+        """The index of a level as the height of a line."""
+        dtype, channels = epilogue.arithmetic, self.workload.out_channels_padded
+        slope = self.parameter((channels,), dtype, "slope")
+        shape = (self.workload.row_classes, self.workload.col_classes, channels)
+        intercept = self.parameter(shape, dtype, "intercept")
+
+        def index(n: Any, y: Any, x: Any, *rest: Any) -> Any:
+            channel = self.channel(*rest)
+            start = intercept(*classes(y, x), channel)
+            height = fused_multiply_add(value(n, y, x, *rest).astype(dtype), slope[channel], start)
+            zero, most = tirx.const(0, dtype), tirx.const(epilogue.count, dtype)
+            return tirx.min(tirx.max(height, zero), most).astype("int32")
+
+        return index
 
     def float_codes(self, numbers: te.Tensor, epilogue: Thresholds) -> te.Tensor:
         """Codes of the result in float32; a direction of -1 turns a descending comparison around."""
@@ -457,25 +510,26 @@ class _Builder:
             channel = self.channel(*indices[3:])
             return direction[channel] * numbers(*indices) >= thresholds[index, channel]
 
-        return self.packed(reached, epilogue)
+        return self.packed(count_reached(reached, epilogue), reached, epilogue)
 
-    def packed(self, reached: Callable[..., Any], epilogue: Thresholds) -> te.Tensor:
-        """The packed code of every pixel, from a condition per threshold."""
+    def packed(self, level: Callable[..., Any], reached: Callable[..., Any] | None, epilogue: Thresholds) -> te.Tensor:
+        """The packed code of every pixel, from the index of its level; or, of two levels, from a condition."""
         workload = self.workload
         spatial = (self.batch, workload.out_height, self.tiled_width)
 
         def code(*indices: Any) -> Any:
-            one, zero = tirx.const(1, "int32"), tirx.const(0, "int32")
-            terms = [tirx.Select(reached(t, *indices), one, zero) for t in range(epilogue.count)]
-            index = functools.reduce(operator.add, terms)
-            if epilogue.codes == tuple(range(epilogue.count + 1)):
-                return index
+            index = level(*indices)
+            shift = code_shift(epilogue.codes)
+            if shift is not None:
+                return index if shift == (0, 0) else (index + shift[0]) ^ shift[1]
             result = tirx.const(epilogue.codes[0], "int32")
             for position in range(1, epilogue.count + 1):
                 result = tirx.Select(index >= position, tirx.const(epilogue.codes[position], "int32"), result)
             return result
 
-        codes = self.tile(code, "code") if epilogue.count > 1 else None
+        if epilogue.form == "bytes":
+            return self.stored_bytes(code, epilogue)
+        codes = self.tile(code, "code") if epilogue.count > 1 or reached is None else None
 
         def mask(n: Any, y: Any, x: Any, plane: Any, group: Any, vector: Any, lane: Any) -> Any:
             """A byte of ones where the bit is set, which is what a vector register can hand to a scalar one."""
@@ -503,23 +557,74 @@ class _Builder:
             name="store_word",
         )
 
+    def stored_bytes(self, code: Callable[..., Any], epilogue: Thresholds) -> te.Tensor:
+        """Codes as bytes, zero where a channel is none."""
+        workload = self.workload
+        lanes = workload.lanes
+
+        def byte(*indices: Any) -> Any:
+            result = code(*indices).astype("uint8")
+            if epilogue.codes[0] == 0 or workload.out_channels == workload.out_channels_padded:
+                return result
+            return tirx.Select(self.channel(*indices[3:]) < workload.out_channels, result, tirx.const(0, "uint8"))
+
+        codes = self.tile(byte, "byte")
+
+        def stored(n: Any, y: Any, x: Any, _plane: Any, channel: Any) -> Any:
+            block, lane = channel // lanes, channel % lanes
+            return codes[n, y, x, block // self.vectors, block % self.vectors, lane]
+
+        shape = (self.batch, workload.out_height, self.out_width, 1, workload.out_words)
+        return te.compute(shape, stored, name="store_byte")
+
+
+def count_reached(reached: Callable[..., Any], epilogue: Thresholds) -> Callable[..., Any]:
+    """The number of thresholds that are reached, from a condition for each."""
+
+    def index(*indices: Any) -> Any:
+        one, zero = tirx.const(1, "int32"), tirx.const(0, "int32")
+        terms = [tirx.Select(reached(t, *indices), one, zero) for t in range(epilogue.count)]
+        return functools.reduce(operator.add, terms)
+
+    return index
+
+
+def code_shift(codes: tuple[int, ...]) -> tuple[int, int] | None:
+    """How codes follow from the index of their level, if it is as ``(index + a) ^ b``.
+
+    Parameters
+    ----------
+    codes : tuple of int
+        The code of each level, each less than 256.
+
+    Returns
+    -------
+    (int, int) or None
+        a and b.
+    """
+    for flip in range(256):
+        start = codes[0] ^ flip
+        if all((start + index) ^ flip == code for index, code in enumerate(codes)):
+            return start, flip
+    return None
+
 
 def fused_multiply_add(factor: Any, other: Any, addend: Any) -> Any:
-    """``factor * other + addend`` in float32, rounded once on every target.
+    """``factor * other + addend`` in float32 or float64, rounded once on every target.
 
     `tirx.fma` becomes ``llvm.fmuladd``, which may round twice; and LLVM may contract a product and a sum by itself.
 
     Parameters
     ----------
     factor, other, addend : PrimExpr
-        Numbers of type float32.
+        Numbers of one type.
 
     Returns
     -------
     result : PrimExpr
         A call of ``llvm.fma``.
     """
-    return tirx.call_llvm_pure_intrin("float32", "llvm.fma", factor, other, addend)
+    return tirx.call_llvm_pure_intrin(addend.ty.dtype, "llvm.fma", factor, other, addend)
 
 
 def vector_piece(workload: Conv2dWorkload) -> int:

@@ -1,6 +1,7 @@
-"""Packing of bit planes: references in numpy, and the kernels at the borders of the packed part of a network.
+"""Packing of bit planes and bytes: references in numpy, and the kernels at the borders of the packed part of a network.
 
-Bit ``c % word_bits`` of word ``c // word_bits`` is channel ``c``; the bits beyond the last channel are zero.
+Bit ``c % word_bits`` of word ``c // word_bits`` is channel ``c``; the bits beyond the last channel are zero.  So are
+the bytes beyond the last channel where codes are packed as bytes.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ from tvm import te, tirx
 
 from tvmq.kernels.conv2d import as_kernel
 from tvmq.kernels.words import pack_masks
+from tvmq.kernels.workload import BYTES_PER_STEP, padded_bytes
 
 __all__ = [
     "bitpack",
     "bitunpack",
     "im2col_bitpack",
     "pack_activations",
+    "pack_bytes",
+    "pack_weight_bytes",
     "pack_weights",
     "quantize",
     "unpack_activations",
@@ -102,6 +106,60 @@ def pack_activations(planes: npt.NDArray[Any], word_bits: int) -> npt.NDArray[An
     if planes.ndim != 5:
         raise ValueError(f"activation planes have the axes [P, N, C, H, W], got shape {planes.shape}")
     return _pack_last_axis(np.asarray(planes).transpose(1, 3, 4, 0, 2), word_bits)
+
+
+def pack_weight_bytes(units: npt.NDArray[Any], lanes: int, padded: int, gathered: bool) -> npt.NDArray[np.int8]:
+    """Pack weights in the order in which a convolution of bytes reads them.
+
+    Parameters
+    ----------
+    units : ndarray of integers from -128 to 127 [O, KH, KW, C]
+        Weights.
+    lanes : int
+        Output channels of a vector.
+    padded : int
+        Output channels that the kernel computes: at least O, whole vectors.
+    gathered : bool
+        Whether the taps of a window are one run of bytes.
+
+    Returns
+    -------
+    packed : ndarray of int8 [Ob, KH, KW, 1, steps, L, 4]
+        The channels beyond O and the bytes beyond C are zero; one row and one column if gathered.
+
+    Raises
+    ------
+    ValueError
+        If `units` has not four axes.
+    """
+    if units.ndim != 4:
+        raise ValueError(f"weights have the axes [O, KH, KW, C], got shape {units.shape}")
+    if gathered:
+        units = units.reshape(len(units), 1, 1, -1)
+    channels, height, width, length = units.shape
+    surplus = ((0, padded - channels), (0, 0), (0, 0), (0, padded_bytes(length) - length))
+    octets = np.pad(units, surplus).astype(np.int8)
+    blocks = octets.reshape(-1, lanes, height, width, 1, padded_bytes(length) // BYTES_PER_STEP, BYTES_PER_STEP)
+    return np.ascontiguousarray(blocks.transpose(0, 2, 3, 4, 5, 1, 6))
+
+
+def pack_bytes(codes: npt.NDArray[np.uint8], length: int) -> npt.NDArray[np.uint8]:
+    """Pack codes as bytes.
+
+    Parameters
+    ----------
+    codes : ndarray of uint8 [N, C, H, W]
+        Codes.
+    length : int
+        Bytes of a pixel, at least C.
+
+    Returns
+    -------
+    packed : ndarray of uint8 [N, H, W, 1, length]
+        Zero beyond C.
+    """
+    tail = [(0, 0)] * 3 + [(0, length - codes.shape[1])]
+    return np.ascontiguousarray(np.pad(codes.transpose(0, 2, 3, 1), tail)[:, :, :, None])
 
 
 def unpack_activations(packed: npt.NDArray[Any], channels: int) -> npt.NDArray[np.bool_]:

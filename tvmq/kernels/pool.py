@@ -8,7 +8,7 @@ from tvm import te, tirx
 
 from tvmq.kernels.conv2d import as_kernel
 
-__all__ = ["max_pool2d"]
+__all__ = ["byte_max_pool2d", "max_pool2d"]
 
 
 def max_pool2d(
@@ -58,11 +58,7 @@ def max_pool2d(
         raise ValueError(f"word_bits must be 8 or 32, got {word_bits}")
     if not 1 <= planes <= 8:
         raise ValueError(f"codes have 1 to 8 bit planes, got {planes}")
-    for axis, size in enumerate((height, width)):
-        reach = dilation[axis] * (kernel[axis] - 1)
-        last = (out_size[axis] - 1) * strides[axis] - padding[axis]
-        if padding[axis] > reach or last >= size or out_size[axis] < 1:
-            raise ValueError(f"a pooling window lies outside the image: {size=} {kernel=} {padding=} {out_size=}")
+    _check_windows((height, width), kernel, strides, padding, out_size, dilation)
     dtype = f"uint{word_bits}"
     data = te.placeholder((batch, height, width, planes, words), dtype, "data")
     flip = te.placeholder((words,), dtype, "flip")
@@ -94,6 +90,73 @@ def max_pool2d(
 
     output = te.compute((batch, *out_size, planes, words), store, name="store")
     return as_kernel(te.create_prim_func([data, flip, output]), "max_pool2d")
+
+
+def byte_max_pool2d(
+    batch: Any,
+    height: int,
+    width: int,
+    length: int,
+    kernel: tuple[int, int],
+    strides: tuple[int, int],
+    padding: tuple[int, int],
+    out_size: tuple[int, int],
+    dilation: tuple[int, int] = (1, 1),
+) -> tirx.PrimFunc:
+    """Function that pools codes that are bytes.
+
+    Parameters
+    ----------
+    batch : int or tirx.Var
+        Number of images.
+    height, width, length : int
+        Shape of an image; a pixel has `length` bytes.
+    kernel, strides, padding, out_size, dilation
+        As for :func:`max_pool2d`.
+
+    Returns
+    -------
+    function : tirx.PrimFunc
+        ``data`` uint8 [N, H, W, 1, length] and ``flip`` uint8 [length] to ``store`` uint8 [N, OH, OW, 1, length].
+        Channels whose flip byte is 255 get the minimum, those whose byte is 0 the maximum.
+
+    Raises
+    ------
+    ValueError
+        If a window lies wholly outside the image.
+    """
+    _check_windows((height, width), kernel, strides, padding, out_size, dilation)
+    data = te.placeholder((batch, height, width, 1, length), "uint8", "data")
+    flip = te.placeholder((length,), "uint8", "flip")
+    kh, kw = te.reduce_axis((0, kernel[0]), "kh"), te.reduce_axis((0, kernel[1]), "kw")
+
+    def largest(n: Any, y: Any, x: Any, c: Any) -> Any:
+        row = y * strides[0] + kh * dilation[0] - padding[0]
+        column = x * strides[1] + kw * dilation[1] - padding[1]
+        inside = tirx.all(row >= 0, row < height, column >= 0, column < width)
+        value = tirx.if_then_else(inside, data[n, row, column, 0, c] ^ flip[c], tirx.const(0, "uint8"))
+        return te.max(value, axis=[kh, kw])
+
+    maximum = te.compute((batch, *out_size, length), largest, name="maximum")
+    output = te.compute(
+        (batch, *out_size, 1, length), lambda n, y, x, _plane, c: maximum[n, y, x, c] ^ flip[c], name="store"
+    )
+    return as_kernel(te.create_prim_func([data, flip, output]), "max_pool2d")
+
+
+def _check_windows(
+    size: tuple[int, int],
+    kernel: tuple[int, int],
+    strides: tuple[int, int],
+    padding: tuple[int, int],
+    out_size: tuple[int, int],
+    dilation: tuple[int, int],
+) -> None:
+    for axis, extent in enumerate(size):
+        reach = dilation[axis] * (kernel[axis] - 1)
+        last = (out_size[axis] - 1) * strides[axis] - padding[axis]
+        if padding[axis] > reach or last >= extent or out_size[axis] < 1:
+            raise ValueError(f"a pooling window lies outside the image: size={extent} {kernel=} {padding=} {out_size=}")
 
 
 def _larger(left: tuple, right: tuple) -> tuple:

@@ -28,12 +28,14 @@ _PARALLEL_MACS = 4_000_000
 """Binary multiply-accumulates below which waking other threads costs more than it saves."""
 _UNROLLED_WORDS = 16
 """Words of one pixel up to which the sum of their popcounts is unrolled."""
-_EPILOGUE = ("number", "addend", "store_number", "code", "mask", "word", "store_word")
+_EPILOGUE = ("number", "addend", "store_number", "code", "mask", "word", "store_word", "byte", "store_byte")
 """Stages that follow the reduction; the first one that a workload has covers whole tiles."""
 _MIN_PIECE = 4
 """Channels of a vector below which moving them one by one is as good."""
 _POOL_LANES = 16
 """Words that one vector of the pooling kernel holds at most."""
+_UNROLLED_CHANNELS = 8
+"""Bytes of a pixel up to which packing them is unrolled."""
 
 
 class TargetLike(Protocol):
@@ -59,6 +61,10 @@ class TargetLike(Protocol):
     def features(self) -> tuple[str, ...]:
         """LLVM feature names."""
 
+    @property
+    def dot(self) -> str | None:
+        """The instruction for products of bytes: "vpdpbusd", "vpmaddubsw", or none."""
+
 
 @dataclass(frozen=True)
 class Conv2dKnobs:
@@ -82,6 +88,8 @@ class Conv2dKnobs:
         Whether row and channel tiles are spread over threads.
     vector_float : bool
         Whether float32 arithmetic is vectorised; NEON of 32-bit ARM flushes denormal numbers, its scalar unit does not.
+    dot : str
+        How bytes are multiplied: "scalar", or the name of a family's instruction.
     """
 
     pixel_tile: int
@@ -92,6 +100,7 @@ class Conv2dKnobs:
     pack: str = "scalar"
     parallel: bool = False
     vector_float: bool = True
+    dot: str = "scalar"
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -99,6 +108,8 @@ class Conv2dKnobs:
             raise ValueError(f"tiles must be positive: {self}")
         if self.pack not in ("scalar", *x86.PACKS, *arm.PACKS):
             raise ValueError(f"unknown pack {self.pack!r}")
+        if self.dot not in ("scalar", *x86.DOTS):
+            raise ValueError(f"unknown dot product {self.dot!r}")
 
 
 def default_knobs(workload: Conv2dWorkload, target: TargetLike) -> Conv2dKnobs:
@@ -144,15 +155,23 @@ def _knobs(workload: Conv2dWorkload, target: TargetLike, out_width: Any, compute
     tile = register_tile(workload, out_width, registers, computed)
     cores = getattr(target, "cores", 1) if _plane_macs(workload) >= _PARALLEL_MACS else 1
     channel_tiles = workload.out_channels_padded // workload.lanes // tile.vectors
+    gathered = workload.dot is not None and workload.dot.gathered
     return Conv2dKnobs(
         pixel_tile=tile.columns,
         pixel_rows=tile.rows,
         channel_tile=tile.vectors,
-        row_tile=_row_tile(workload.out_height, tile.rows, channel_tiles, cores),
+        row_tile=tile.rows if gathered else _row_tile(workload.out_height, tile.rows, channel_tiles, cores),
         pack=_pack(target, workload.word_bits, workload.lanes),
         parallel=cores > 1,
         vector_float=target.arch != "armv7l",
+        dot=_dot(workload, target),
     )
+
+
+def _dot(workload: Conv2dWorkload, target: TargetLike) -> str:
+    if workload.dot is None or target.dot is None:
+        return "scalar"
+    return x86.dot(target.dot, workload.lanes, workload.dot.pair_bound)
 
 
 def _plane_macs(workload: Conv2dWorkload) -> int:
@@ -220,6 +239,12 @@ def schedule(function: tirx.PrimFunc, target: TargetLike) -> tirx.PrimFunc | Non
     sch = s_tir.Schedule(function)
     if str(kernel) == "bitpack":
         _schedule_bitpack(sch, target)
+    elif str(kernel) in ("bytepack", "bits_to_bytes"):
+        _schedule_bytes(sch)
+    elif str(kernel) == "byteunpack":
+        _schedule_byteunpack(sch)
+    elif str(kernel) == "bytes_to_bits":
+        _schedule_bytes_to_bits(sch, target)
     elif str(kernel) == "max_pool2d":
         _schedule_pool(sch)
     elif str(kernel) == "quantize":
@@ -259,14 +284,19 @@ def _schedule_conv2d(sch: s_tir.Schedule, workload: Conv2dWorkload, knobs: Conv2
     sch.reorder(
         n, row_outer, group_outer, row_inner, pixel_outer, pixel_row, pixel_inner, *planes, group_inner, vector, lane
     )
-    tasks = [row_outer, group_outer]
+    # Windows are gathered for one row of tiles, which all channels read.
+    tasks = [row_outer] if "gather" in blocks else [row_outer, group_outer]
     if isinstance(sch.get(n).extent, tirx.IntImm):
         tasks.insert(0, n)  # The analysis of fused loops does not see through a symbolic batch.
     outer = 5
     if knobs.parallel:
-        sch.parallel(sch.fuse(*tasks))
+        row_outer = sch.fuse(*tasks)
+        sch.parallel(row_outer)
         outer -= len(tasks) - 1
-    _place_reduction(sch, blocks, workload, knobs, pixel_outer)
+    sch.compute_at(blocks["accumulate"], pixel_outer, preserve_unit_loops=True)
+    if "gather" in blocks:
+        _schedule_gather(sch, blocks["gather"], row_outer)
+    _place_reduction(sch, blocks, workload, knobs)
     for name in epilogue[1:]:
         place = sch.compute_at if name == "addend" else sch.reverse_compute_at
         place(blocks[name], pixel_outer, preserve_unit_loops=True)
@@ -274,6 +304,12 @@ def _schedule_conv2d(sch: s_tir.Schedule, workload: Conv2dWorkload, knobs: Conv2
         own = sch.get_loops(blocks[name])[outer:]
         _schedule_epilogue(sch, name, blocks[name], own, workload, knobs)
     _schedule_prologue(sch, blocks)
+
+
+def _schedule_gather(sch: s_tir.Schedule, gather: Any, row: Any) -> None:
+    """Windows are copied where they are used."""
+    sch.compute_at(gather, row, preserve_unit_loops=True)
+    sch.unroll(sch.get_loops(gather)[-1])
 
 
 def _power_of_two(number: int, most: int) -> int:
@@ -285,12 +321,12 @@ def _divisor(number: int, most: int) -> int:
     return max(size for size in range(1, min(number, most) + 1) if number % size == 0)
 
 
-def _place_reduction(
-    sch: s_tir.Schedule, blocks: dict[str, Any], workload: Conv2dWorkload, knobs: Conv2dKnobs, tile: Any
-) -> None:
+def _place_reduction(sch: s_tir.Schedule, blocks: dict[str, Any], workload: Conv2dWorkload, knobs: Conv2dKnobs) -> None:
     """The accumulators of one register tile; sums of bytes inside the sum that widens them."""
     accumulate = blocks["accumulate"]
-    sch.compute_at(accumulate, tile, preserve_unit_loops=True)
+    if workload.dot is not None:
+        _place_products(sch, accumulate, knobs)
+        return
     reduction = _register_tile(sch, accumulate)
     if "partial" not in blocks:
         reduction = _unroll_words(sch, reduction, workload, knobs)
@@ -302,6 +338,22 @@ def _place_reduction(
     inner = _unroll_words(sch, inner, workload, knobs)
     sch.decompose_reduction(partial, inner[0])
     sch.decompose_reduction(accumulate, reduction[0])
+
+
+def _place_products(sch: s_tir.Schedule, accumulate: Any, knobs: Conv2dKnobs) -> None:
+    """The same for products of bytes: lanes and the bytes of a step are one instruction."""
+    *spatial, lane, kh, kw, step, byte = sch.get_loops(accumulate)[-11:]
+    sch.reorder(kh, kw, step, *spatial, lane, byte)
+    for loop in spatial:
+        sch.unroll(loop)
+    sch.set_scope(accumulate, 0, "local")
+    start = sch.decompose_reduction(accumulate, kh)
+    sch.vectorize(sch.get_loops(start)[-1])
+    if knobs.dot == "scalar":
+        sch.unroll(byte)
+        return
+    x86.register(knobs.dot)
+    sch.tensorize(lane, knobs.dot)
 
 
 def _register_tile(sch: s_tir.Schedule, block: Any) -> list[Any]:
@@ -339,11 +391,13 @@ def _schedule_epilogue(
     if not name.startswith("store"):
         sch.set_scope(block, 0, "local")
     if name == "word":
-        _pack_words(sch, block, own, workload.group_channels == workload.word_bits, knobs.pack)
+        _pack_words(sch, block, own, workload.word_bits == 32, knobs.pack)
         return
     *loops, last = own
     piece = vector_piece(workload) if name in ("store_number", "addend") else workload.lanes
-    if name == "store_number" or piece < workload.lanes:
+    if name == "store_byte":
+        piece = _power_of_two(workload.out_words, workload.lanes)
+    if name in ("store_number", "store_byte") or piece < workload.lanes:
         outer, last = sch.split(last, [None, piece])
         loops.append(outer)
     for loop in loops:
@@ -361,7 +415,7 @@ def _computes_float(name: str, workload: Conv2dWorkload) -> bool:
     if epilogue is None:
         return False
     compares = "code" if epilogue.thresholds is not None and epilogue.thresholds.count > 1 else "mask"
-    return name in ("number", compares)
+    return name in ("number", "byte", compares)
 
 
 def _pack_words(sch: s_tir.Schedule, block: Any, loops: list[Any], one_word: bool, pack: str) -> None:
@@ -375,7 +429,8 @@ def _pack_words(sch: s_tir.Schedule, block: Any, loops: list[Any], one_word: boo
             sch.unroll(loop)
         return
     (x86 if pack in x86.PACKS else arm).register(pack)
-    sch.tensorize(loops[-2], pack)
+    # A word of one vector has no loop over vectors.
+    sch.tensorize(loops[-1] if pack == "x86.movemask.8x8" else loops[-2], pack)
 
 
 def _schedule_prologue(sch: s_tir.Schedule, blocks: dict[str, Any]) -> None:
@@ -418,6 +473,39 @@ def _schedule_bitpack(sch: s_tir.Schedule, target: TargetLike) -> None:
     lanes = int(sch.get(lane).extent)
     word_bits = 32 if int(sch.get(vector).extent) == 2 else 8
     _pack_words(sch, word, own, word_bits == 32, _pack(target, word_bits, lanes))
+    for loop in sch.get_loops(blocks["store"])[5:]:
+        sch.unroll(loop)
+    sch.unroll(plane)
+    sch.unroll(vector)
+    sch.vectorize(lane)
+
+
+def _schedule_bytes(sch: s_tir.Schedule) -> None:
+    """The bytes of one pixel unrolled where they are few; LLVM vectorises over pixels, or over channels."""
+    *_, _, channel = sch.get_loops(_blocks(sch)["store"])
+    if int(sch.get(channel).extent) <= _UNROLLED_CHANNELS:
+        sch.unroll(channel)
+
+
+def _schedule_byteunpack(sch: s_tir.Schedule) -> None:
+    """The channels of a pixel innermost."""
+    _, c, y, x = sch.get_loops(_blocks(sch)["codes"])
+    sch.reorder(y, x, c)
+
+
+def _schedule_bytes_to_bits(sch: s_tir.Schedule, target: TargetLike) -> None:
+    """Every plane of a group of bytes at a time."""
+    blocks = _blocks(sch)
+    _, _, x, plane, group, vector, lane = sch.get_loops(blocks["mask"])
+    sch.reorder(x, group, plane, vector, lane)
+    for name in ("word", "store"):
+        sch.reverse_compute_at(blocks[name], plane, preserve_unit_loops=True)
+    for name in ("mask", "word"):
+        sch.set_scope(blocks[name], 0, "local")
+    lanes = int(sch.get(lane).extent)
+    word_bits = 32 if int(sch.get(vector).extent) == 2 else 8
+    own = sch.get_loops(blocks["word"])[5:]
+    _pack_words(sch, blocks["word"], own, word_bits == 32, _pack(target, word_bits, lanes))
     for loop in sch.get_loops(blocks["store"])[5:]:
         sch.unroll(loop)
     sch.unroll(plane)

@@ -53,6 +53,9 @@ _LOOP = 2.0
 
 def _costs(workload: Conv2dWorkload, registers: int | None) -> _Costs:
     """Registers and instruction counts, which follow from the lanes: 16 words of 32 bits, or 16, 32, 64 bytes."""
+    if workload.dot is not None:
+        # Loads and broadcasts run beside the products; without a dot product instruction there are more temporaries.
+        return _Costs(32, 0, update=1, broadcast=0.1, load=0.1) if workload.lanes == 16 else _Costs(16, 4, 3, 0.5, 0.5)
     if workload.word_bits == 32:
         return _Costs(registers or 32, 2, update=3, broadcast=0, load=0.5)
     if workload.lanes == 16:
@@ -115,7 +118,8 @@ def _candidates(workload: Conv2dWorkload, out_width: Any, divides: Any) -> Itera
     for columns in range(1, widest + 1):
         if isinstance(divides, int) and divides % columns:
             continue
-        for rows in (1, 2):
+        # Two rows of gathered windows would not stay in the first-level cache.
+        for rows in (1,) if workload.dot is not None and workload.dot.gathered else (1, 2):
             if workload.out_height % rows:
                 continue
             for factor in range(1, groups + 1):

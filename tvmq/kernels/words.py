@@ -11,7 +11,7 @@ from typing import Any
 from tvm import te, tirx
 from tvm.script import tirx as T
 
-__all__ = ["mask_octets", "mask_words", "pack_masks"]
+__all__ = ["dot_product", "mask_octet", "mask_octets", "mask_words", "pack_masks"]
 
 
 def pack_masks(masks: te.Tensor, word_bits: int) -> te.Tensor:
@@ -36,7 +36,7 @@ def pack_masks(masks: te.Tensor, word_bits: int) -> te.Tensor:
     def shifted(mask: Any, position: Any) -> Any:
         return tirx.shift_left(tirx.bitwise_and(mask, tirx.const(1, "int8")).astype(dtype), position.astype(dtype))
 
-    if vectors * lanes == word_bits:
+    if vectors > 1 and vectors * lanes == word_bits:
         vector, lane = te.reduce_axis((0, vectors), "vector"), te.reduce_axis((0, lanes), "lane")
 
         def gathered(*indices: Any) -> Any:
@@ -109,5 +109,61 @@ def mask_octets(lanes: int) -> Any:
                 with T.sblock("word"):
                     w, b = T.axis.remap("SR", [i, k])
                     words[w] = words[w] + (T.Cast("uint8", masks[w * 8 + b] & T.int8(1)) << T.Cast("uint8", b))
+
+    return description
+
+
+def mask_octet() -> Any:
+    """The signs of a vector of eight masks, added to one word of 8 bits.
+
+    Returns
+    -------
+    description : tirx.PrimFunc
+        From int8 masks [8] to a uint8 word [1].
+    """
+
+    @T.prim_func(s_tir=True)
+    def description(mask: T.handle, word: T.handle) -> None:
+        masks = T.match_buffer(mask, (8,), "int8", offset_factor=1, scope="local")
+        words = T.match_buffer(word, (1,), "uint8", offset_factor=1, scope="local")
+        with T.sblock("root"):
+            T.reads(words[0:1], masks[0:8])
+            T.writes(words[0:1])
+            for k in range(8):
+                with T.sblock("word"):
+                    b = T.axis.remap("R", [k])
+                    words[0] = words[0] + (T.Cast("uint8", masks[b] & T.int8(1)) << T.Cast("uint8", b))
+
+    return description
+
+
+def dot_product(lanes: int) -> Any:
+    """Four unsigned bytes times four signed bytes of each lane, added to the lane.
+
+    Parameters
+    ----------
+    lanes : int
+        Lanes of a vector of 32-bit integers.
+
+    Returns
+    -------
+    description : tirx.PrimFunc
+        From uint8 activations [4] and int8 weights [lanes, 4] to int32 sums [lanes].
+    """
+
+    @T.prim_func(s_tir=True)
+    def description(activation: T.handle, weight: T.handle, total: T.handle) -> None:
+        activations = T.match_buffer(activation, (4,), "uint8", offset_factor=1)
+        weights = T.match_buffer(weight, (lanes, 4), "int8", offset_factor=1)
+        totals = T.match_buffer(total, (lanes,), "int32", offset_factor=1, scope="local")
+        with T.sblock("root"):
+            T.reads(totals[0:lanes], activations[0:4], weights[0:lanes, 0:4])
+            T.writes(totals[0:lanes])
+            for i, k in T.grid(lanes, 4):
+                with T.sblock("accumulate"):
+                    lane, byte = T.axis.remap("SR", [i, k])
+                    totals[lane] = totals[lane] + T.Cast("int32", activations[byte]) * T.Cast(
+                        "int32", weights[lane, byte]
+                    )
 
     return description

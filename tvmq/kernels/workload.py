@@ -13,10 +13,22 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Affine", "Conv2dWorkload", "Epilogue", "Float", "Integer", "Thresholds"]
+__all__ = [
+    "BYTES_PER_STEP",
+    "Affine",
+    "Conv2dWorkload",
+    "Dot",
+    "Epilogue",
+    "Float",
+    "Integer",
+    "Thresholds",
+    "padded_bytes",
+]
 
 MAX_BYTE_STEPS = 31
 """Popcounts of bytes (each at most 8) that a ``uint8`` sum can hold: 31 * 8 = 248."""
+BYTES_PER_STEP = 4
+"""Products of bytes that one dot product instruction adds to each lane."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +43,18 @@ class Thresholds:
         The code of each index, T + 1 of them.
     planes : int
         Number of bit planes of a code; plane p is bit p.
+    form : {"planes", "bytes"}
+        Whether the output holds bit planes, or one byte for each channel.
+    arithmetic : {"compare", "float32", "float64"}
+        How the index is found: by a comparison with each threshold, or as ``slope * result + intercept`` rounded down,
+        from 0 to T, computed in that type with one rounding.
     """
 
     count: int
     codes: tuple[int, ...]
     planes: int
+    form: str = "planes"
+    arithmetic: str = "compare"
 
     def __post_init__(self) -> None:
         """Check the table of codes."""
@@ -48,6 +67,10 @@ class Thresholds:
             raise ValueError(f"{self.count} thresholds need {self.count + 1} codes, got {len(self.codes)}")
         if any(not 0 <= code < 2**self.planes for code in self.codes):
             raise ValueError(f"codes {self.codes} do not fit in {self.planes} bit planes")
+        if self.form not in ("planes", "bytes"):
+            raise ValueError(f"codes are written as 'planes' or 'bytes', not {self.form!r}")
+        if self.arithmetic not in ("compare", "float32", "float64"):
+            raise ValueError(f"unknown arithmetic {self.arithmetic!r}")
 
 
 @dataclass(frozen=True)
@@ -99,11 +122,59 @@ class Float:
             raise ValueError(f"combine must be 'affine' or 'basis', got {self.combine!r}")
         if self.thresholds is not None and not isinstance(self.thresholds, Thresholds):
             raise ValueError(f"thresholds must be Thresholds or None, got {self.thresholds!r}")
+        if self.thresholds is not None and self.thresholds.arithmetic != "compare":
+            raise ValueError("numbers in float32 are compared with their thresholds")
         if not self.store and self.thresholds is None:
             raise ValueError("a float epilogue must store its result or have thresholds")
 
 
 Epilogue = Thresholds | Integer | Affine | Float
+
+
+@dataclass(frozen=True)
+class Dot:
+    """What is particular to products of bytes.
+
+    Attributes
+    ----------
+    activation_bits, weight_bits : int
+        Bits that the two operands have in the network; here both take a byte.
+    pair_bound : int
+        The largest magnitude of the sum of two neighbouring products; instructions that add those in 16 bits need to
+        know.
+    gathered : bool
+        Whether the kernel copies each window to one run of bytes first.  Pixels then have no padding channels: words
+        are filled across the taps of a window.
+    """
+
+    activation_bits: int
+    weight_bits: int
+    pair_bound: int
+    gathered: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not 1 <= self.activation_bits <= 8 or not 1 <= self.weight_bits <= 16:
+            bits = f"{self.activation_bits} and {self.weight_bits}"
+            raise ValueError(f"activations have 1 to 8 bits and weights 1 to 16, got {bits}")
+        if not 0 <= self.pair_bound <= 2 * 255 * 128:
+            raise ValueError(f"two products of bytes are at most {2 * 255 * 128}, got {self.pair_bound}")
+
+
+def padded_bytes(channels: int) -> int:
+    """Bytes that hold some channels: whole steps of a dot product instruction.
+
+    Parameters
+    ----------
+    channels : int
+        Number of channels.
+
+    Returns
+    -------
+    length : int
+        The next multiple of `BYTES_PER_STEP`.
+    """
+    return -(-channels // BYTES_PER_STEP) * BYTES_PER_STEP
 
 
 def _integers(name: str, values: Any, length: int) -> tuple[int, ...]:
@@ -115,9 +186,12 @@ def _integers(name: str, values: Any, length: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Conv2dWorkload:
-    """One convolution over packed bit planes with its epilogue.
+    """One convolution over packed codes with its epilogue.
 
     A dense layer is a 1x1 convolution over an image of one row, one pixel per sample.
+
+    Codes are packed as bit planes, many channels to a word, or as bytes, one channel to a byte; in sums of products of
+    bytes (``combine="dot"``) both operands have one "plane" and a word is a byte.
 
     Attributes
     ----------
@@ -131,8 +205,8 @@ class Conv2dWorkload:
         (top, left, bottom, right); padding inserts zero words.
     activation_planes, weight_planes : int
         Bit planes of each operand.
-    combine : {"xor", "and"}
-        How an activation word meets a weight word.
+    combine : {"xor", "and", "dot"}
+        How an activation word meets a weight word: popcount of either, or product of an unsigned and a signed byte.
     plane_class : tuple of tuple of int
         ``plane_class[i][j]`` is the class whose popcount sum the pair (activation i, weight j) belongs to.
     class_multiplier : tuple of int
@@ -142,11 +216,13 @@ class Conv2dWorkload:
     row_classes, col_classes : int
         Number of border classes of output rows and columns; 1 and 1 when the constants do not depend on position.
     word_bits : {8, 32}
-        Bits of a packed word.
+        Bits of a word of bit planes.
     lanes : int
         Output channels of one vector.
     epilogue : Thresholds or Integer or Affine or Float
         What happens to the integer result.
+    dot : Dot or None
+        More about products of bytes; None for bit planes.
 
     Raises
     ------
@@ -173,6 +249,7 @@ class Conv2dWorkload:
     word_bits: int
     lanes: int
     epilogue: Epilogue
+    dot: Dot | None = None
 
     def __post_init__(self) -> None:
         """Normalise sequences to tuples of int and check every field."""
@@ -207,8 +284,12 @@ class Conv2dWorkload:
         if not 1 <= self.activation_planes <= 8 or not 1 <= self.weight_planes <= 16:
             planes = f"{self.activation_planes} and {self.weight_planes}"
             raise ValueError(f"activations have 1 to 8 planes and weights 1 to 16, got {planes}")
-        if self.combine not in ("xor", "and"):
-            raise ValueError(f"combine must be 'xor' or 'and', got {self.combine!r}")
+        if self.combine not in ("xor", "and", "dot"):
+            raise ValueError(f"combine must be 'xor', 'and' or 'dot', got {self.combine!r}")
+        if (self.combine == "dot") != isinstance(self.dot, Dot):
+            raise ValueError(f"combine {self.combine!r} does not go with {self.dot!r}")
+        if self.dot and (self.activation_planes, self.weight_planes, any(self.activation_multiplier)) != (1, 1, False):
+            raise ValueError("products of bytes have one plane per operand and no sum of activations")
         if len(self.plane_class) != self.activation_planes:
             raise ValueError(f"plane_class needs {self.activation_planes} rows, got {len(self.plane_class)}")
         used = {index for row in self.plane_class for index in row}
@@ -224,6 +305,8 @@ class Conv2dWorkload:
             raise ValueError(f"learned bases need a class per plane pair, got {self.plane_class}")
         if set(self.class_multiplier) not in ({1}, {-1}):
             raise ValueError(f"learned bases need multipliers that are all 1 or all -1, got {self.class_multiplier}")
+        if self.dot is not None:
+            raise ValueError("learned bases have no products of bytes")
         if self.needs_activation_sum:
             raise ValueError(f"learned bases need no sum of activations, got {self.activation_multiplier}")
 
@@ -241,17 +324,33 @@ class Conv2dWorkload:
 
     @property
     def in_words(self) -> int:
-        """Words that hold the channels of one input pixel and plane."""
-        return -(-self.in_channels // self.word_bits)
+        """Words (or bytes) that hold the channels of one input pixel and plane."""
+        if self.dot is None:
+            return -(-self.in_channels // self.word_bits)
+        return self.in_channels if self.dot.gathered else padded_bytes(self.in_channels)
+
+    @property
+    def window_bytes(self) -> int:
+        """Bytes that a gathered window takes."""
+        return padded_bytes(self.kernel[0] * self.kernel[1] * self.in_channels)
 
     @property
     def out_words(self) -> int:
-        """Words that hold the channels of one output pixel and plane."""
+        """Words (or bytes) that hold the channels of one output pixel and plane."""
+        if self.writes_bytes:
+            return padded_bytes(self.out_channels)
         return -(-self.out_channels // self.word_bits)
 
     @property
+    def writes_bytes(self) -> bool:
+        """Whether the codes of the output are bytes."""
+        return self.thresholds is not None and self.thresholds.form == "bytes"
+
+    @property
     def group_channels(self) -> int:
-        """Channels that fill both whole vectors and whole words."""
+        """Channels that fill both whole vectors and, where there are some, whole words."""
+        if self.dot is not None and (self.thresholds is None or self.writes_bytes):
+            return self.lanes
         return math.lcm(self.lanes, self.word_bits)
 
     @property
@@ -299,8 +398,23 @@ class Conv2dWorkload:
 
     @property
     def word_dtype(self) -> str:
-        """Data type of a packed word."""
+        """Data type of a word of bit planes."""
         return f"uint{self.word_bits}"
+
+    @property
+    def data_dtype(self) -> str:
+        """Data type of the packed activations."""
+        return self.word_dtype if self.dot is None else "uint8"
+
+    @property
+    def weight_dtype(self) -> str:
+        """Data type of the packed weights."""
+        return self.word_dtype if self.dot is None else "int8"
+
+    @property
+    def codes_dtype(self) -> str:
+        """Data type of the packed codes of the output."""
+        return "uint8" if self.writes_bytes else self.word_dtype
 
     @property
     def float_epilogue(self) -> Float | None:
@@ -322,7 +436,7 @@ class Conv2dWorkload:
         if isinstance(self.epilogue, Integer):
             return ("int32",)
         numbers = ("float32",) if self.float_epilogue is not None and self.float_epilogue.store else ()
-        return numbers if self.thresholds is None else (*numbers, self.word_dtype)
+        return numbers if self.thresholds is None else (*numbers, self.codes_dtype)
 
     @property
     def out_dtype(self) -> str:
@@ -332,7 +446,10 @@ class Conv2dWorkload:
     def weight_shape(self) -> tuple[int, ...]:
         """Shape of the packed weights."""
         blocks = self.out_channels_padded // self.lanes
-        return (blocks, *self.kernel, self.weight_planes, self.in_words, self.lanes)
+        if self.dot is None:
+            return (blocks, *self.kernel, self.weight_planes, self.in_words, self.lanes)
+        kernel, length = ((1, 1), self.window_bytes) if self.dot.gathered else (self.kernel, self.in_words)
+        return (blocks, *kernel, 1, length // BYTES_PER_STEP, self.lanes, BYTES_PER_STEP)
 
     def to_json(self) -> str:
         """The workload as text that is stable over runs: sorted keys, no white space."""
@@ -356,6 +473,8 @@ class Conv2dWorkload:
             kind = kinds[epilogue.pop("kind")]
             if epilogue.get("thresholds") is not None:
                 epilogue["thresholds"] = Thresholds(**epilogue["thresholds"])
+            if fields.get("dot") is not None:
+                fields["dot"] = Dot(**fields["dot"])
             return Conv2dWorkload(epilogue=kind(**epilogue), **fields)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a convolution workload: {text[:80]!r} ({error})") from error

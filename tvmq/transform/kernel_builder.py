@@ -4,11 +4,13 @@ The kernel computes ``v`` (see :class:`tvmq.kernels.workload.Conv2dWorkload`), w
 constant: s = v + constant, one constant per output channel and border class (see :mod:`tvmq.bitplanes`).  So
 ``s >= T`` is ``v >= T - constant``, and the greatest common divisor of the kernel's multipliers is divided out of both
 sides, rounding the threshold up.  Without an integer threshold the constant is the kernel's bias.  Products in learned
-bases bring their constant along, as float32.
+bases bring their constant along, as float32.  Products of bytes are the same with one "plane" per operand, whose
+multiplier and constant are those of :class:`tvmq.bitplanes.ByteTerms`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -19,27 +21,47 @@ from tvm.ir import Call
 from tvmq import dialect
 from tvmq.bitplanes import (
     BitPlanes,
+    ByteTerms,
     DotTerms,
     Encoding,
     border_constants,
+    byte_constants,
     constant_terms,
     dot_terms,
     window_classes,
 )
 from tvmq.dialect import constant_array, is_call, pair, sides
-from tvmq.kernels.packing import pack_weights
-from tvmq.kernels.workload import Conv2dWorkload, Epilogue, Thresholds
+from tvmq.kernels.packing import pack_weight_bytes, pack_weights
+from tvmq.kernels.workload import Conv2dWorkload, Dot, Epilogue, Thresholds, padded_bytes
 from tvmq.target import Target
 from tvmq.transform.fold_epilogues import ALWAYS, NEVER
+from tvmq.transform.level_lines import level_lines
 
 __all__ = ["KernelBuilder"]
 
 
-class KernelBuilder:
-    """Workload, packed weights and constants of one product."""
+def byte_product(terms: ByteTerms) -> DotTerms:
+    """The one sum of products of bytes, as if of one plane per operand."""
+    return DotTerms("dot", ((0,),), (terms.multiplier,), (0,))
 
-    def __init__(self, call: Call, target: Target, epilogue: Epilogue) -> None:
-        self.target, self.epilogue = target, epilogue
+
+class KernelBuilder:
+    """Workload, packed weights and constants of one product.
+
+    Parameters
+    ----------
+    call : Call
+        ``tvmq.conv2d``, ``tvmq.dense``, or either in learned bases.
+    target : Target
+        The core.
+    epilogue : Epilogue
+        What follows the product.
+    bytes_ : ByteTerms, optional
+        How the activations are bytes; bit planes by default.
+    """
+
+    def __init__(self, call: Call, target: Target, epilogue: Epilogue, bytes_: ByteTerms | None = None) -> None:
+        self.target, self.epilogue, self.bytes, self.gathered = target, epilogue, bytes_, False
         codes = constant_array(call.args[1])
         dense = is_call(call, "tvmq.dense", "tvmq.basis_dense")
         self.bases: list[np.ndarray] = []
@@ -50,12 +72,13 @@ class KernelBuilder:
             self.terms = self.pair_terms(str(call.attrs["combine"]))
         else:
             self.x, self.w = dialect.operand_encodings(call)
-            self.terms = dot_terms(self.x, self.w)
+            self.terms = dot_terms(self.x, self.w) if bytes_ is None else byte_product(bytes_)
         self.weight = codes.reshape(*codes.shape, 1, 1) if dense else codes
         attrs = call.attrs
         self.strides = (1, 1) if dense else pair(attrs["strides"])
         self.padding = (0, 0, 0, 0) if dense else sides(attrs["padding"])
         self.dilation = (1, 1) if dense else pair(attrs["dilation"])
+        self.units = self.w.units(self.weight) if bytes_ is not None else np.zeros(0, np.int64)
         self.divisor = math.gcd(*self.terms.class_multiplier, *self.terms.activation_multiplier)
         self.classes: list[np.ndarray] = []
 
@@ -70,6 +93,19 @@ class KernelBuilder:
         """Rows and columns of the filter."""
         return pair(self.weight.shape[2:])
 
+    def prefers_gathering(self) -> bool:
+        """Whether bytes of padding channels would cost more than copying windows to where they need none."""
+        channels, taps = self.weight.shape[1], math.prod(self.kernel)
+        return 8 * taps * padded_bytes(channels) >= 9 * padded_bytes(taps * channels)
+
+    def flatten(self, shape: tuple[int, int, int]) -> None:
+        """Make a dense layer over a flattened image (C, H, W) one over the bytes of its pixels, channels last."""
+        channels, height, width = shape
+        self.find_constants((1, 1))
+        image = self.units.reshape(-1, channels, height, width).transpose(0, 2, 3, 1)
+        padded = np.pad(image, ((0, 0), (0, 0), (0, 0), (0, padded_bytes(channels) - channels)))
+        self.units = padded.reshape(len(padded), -1, 1, 1)
+
     def prefers_im2col(self) -> bool:
         """Whether packing whole windows takes fewer words than packing every tap's channels."""
         channels = self.weight.shape[1]
@@ -80,7 +116,8 @@ class KernelBuilder:
     def workload(self, size: Sequence[int]) -> Conv2dWorkload:
         """The convolution over packed channels of an image of the given size."""
         self.find_constants(size)
-        return self._workload(size, self.weight.shape[1], self.kernel, self.strides, self.padding, self.dilation)
+        channels = self.weight.shape[1] if self.bytes is None else self.units.shape[1]
+        return self._workload(size, channels, self.kernel, self.strides, self.padding, self.dilation)
 
     def im2col_workload(self, size: Sequence[int]) -> Conv2dWorkload:
         """The 1x1 convolution over packed windows of an image of the given size."""
@@ -104,7 +141,10 @@ class KernelBuilder:
     def find_constants(self, size: Sequence[int]) -> None:
         """The constant of every border class and output channel, and the class of every row and column."""
         axes = window_classes(pair(size), self.kernel, self.strides, self.padding, self.dilation)
-        if not self.bases:
+        terms = self.bytes
+        if terms is not None:
+            self.constant = border_constants(lambda taps: byte_constants(terms, self.units, taps), axes)
+        elif not self.bases:
             planes = BitPlanes(self.weight, self.w)
             self.constant = border_constants(lambda taps: constant_terms(self.x, planes, taps), axes)
         self.classes = [] if self.constant.shape[:2] == (1, 1) else [index for index, _ in axes]
@@ -129,8 +169,8 @@ class KernelBuilder:
             strides=strides,
             padding=padding,
             dilation=dilation,
-            activation_planes=self.x.planes,
-            weight_planes=self.w.planes,
+            activation_planes=self.x.planes if self.bytes is None else 1,
+            weight_planes=self.w.planes if self.bytes is None else 1,
             combine=self.terms.combine,
             plane_class=self.terms.plane_class,
             class_multiplier=tuple(m // divisor for m in self.terms.class_multiplier),
@@ -138,9 +178,20 @@ class KernelBuilder:
             row_classes=self.constant.shape[0],
             col_classes=self.constant.shape[1],
             word_bits=self.target.word_bits,
-            lanes=self.target.lanes,
+            lanes=self.target.lanes if self.bytes is None else self.target.dot_lanes,
             epilogue=self.epilogue,
+            dot=None if self.bytes is None else self.dot(),
         )
+
+    def dot(self) -> Dot:
+        """What a kernel has to know about products of bytes."""
+        _, channels, height, width = self.units.shape
+        length = channels * height * width if self.gathered else channels
+        taps = np.abs(self.units.transpose(0, 2, 3, 1)).reshape(-1, length)
+        # Bytes are paired from the first of a tap, or of a gathered window, on.
+        pairs = np.pad(taps, ((0, 0), (0, length % 2))).reshape(len(taps), -1, 2).sum(axis=2)
+        bound = int(pairs.max()) * (2**self.x.planes - 1)
+        return Dot(self.x.planes, self.w.planes, bound, self.gathered)
 
     def call(
         self,
@@ -170,11 +221,38 @@ class KernelBuilder:
         operands = [dialect.constant(array) for array in constants]
         if shortcut is not None:
             operands.append(shortcut)
-        operands += [dialect.constant(array) for array in self.epilogue_constants(arrays, surplus)]
+        constants = self.epilogue_constants(arrays, surplus)
+        if isinstance(self.epilogue, Thresholds):
+            workload, constants = self.with_lines(workload, constants)
+        operands += [dialect.constant(array) for array in constants]
         return dialect.bitserial_conv2d(words, operands[0], operands[1:], workload, layer)
+
+    def with_lines(
+        self, workload: Conv2dWorkload, constants: list[np.ndarray]
+    ) -> tuple[Conv2dWorkload, list[np.ndarray]]:
+        """The same kernel with lines in place of many thresholds, where those are exact."""
+        epilogue = workload.thresholds
+        lines = level_lines(constants[0], self.bound(workload)) if self.target.arch == "x86_64" else None
+        if lines is None or epilogue is None:
+            return workload, constants
+        epilogue = dataclasses.replace(epilogue, arithmetic=lines.arithmetic)
+        return dataclasses.replace(workload, epilogue=epilogue), [lines.slope, lines.intercept]
+
+    def bound(self, workload: Conv2dWorkload) -> int:
+        """The largest magnitude that the kernel's v can have."""
+        multipliers = [abs(m) for m in workload.class_multiplier]
+        if self.bytes is not None:
+            largest = int(np.abs(self.units).sum(axis=(1, 2, 3)).max())
+            return max(1, multipliers[0] * largest * (2**self.x.planes - 1))
+        pairs = sum(multipliers[index] for row in workload.plane_class for index in row)
+        bits = workload.in_channels * math.prod(workload.kernel)
+        return max(1, bits * (pairs + sum(abs(m) for m in workload.activation_multiplier)))
 
     def packed_weight(self, workload: Conv2dWorkload) -> np.ndarray:
         """The weights as the kernel reads them."""
+        if self.bytes is not None:
+            units, padded = self.units.transpose(0, 2, 3, 1), workload.out_channels_padded
+            return pack_weight_bytes(units, workload.lanes, padded, self.gathered)
         planes = BitPlanes(self.weight, self.w).planes.transpose(0, 1, 3, 4, 2)
         return pack_weights(planes, workload.word_bits, workload.lanes)
 

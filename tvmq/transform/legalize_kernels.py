@@ -25,7 +25,7 @@ from tvm.ir import Call, TupleType
 
 from tvmq import dialect
 from tvmq.dialect import constant_array, encoding_of, pair, sides
-from tvmq.kernels import packing, pool
+from tvmq.kernels import byte_layout, packing, pool
 from tvmq.kernels.conv2d import conv2d
 from tvmq.kernels.layout import channels_first
 from tvmq.kernels.rounding import round_products
@@ -78,6 +78,53 @@ def _bitunpack(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
     word_bits = int(np.dtype(str(call.args[0].ty.dtype)).itemsize) * 8
     function = packing.bitunpack(batch, int(call.attrs["channels"]), height, width, planes, word_bits)
     return _call_tir(builder, call, function, "bitunpack")
+
+
+def _bytepack(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
+    batch, channels, height, width = _extents(call.args[0].ty.shape)
+    length, flip = int(call.attrs["length"]), int(call.attrs["flip"])
+    function = byte_layout.bytepack(batch, channels, height, width, length, flip)
+    return _call_tir(builder, call, function, "bytepack")
+
+
+def _byteunpack(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
+    batch, height, width, _, length = _extents(call.args[0].ty.shape)
+    channels, flip = int(call.attrs["channels"]), int(call.attrs["flip"])
+    function = byte_layout.byteunpack(batch, channels, height, width, length, flip)
+    return _call_tir(builder, call, function, "byteunpack")
+
+
+def _bits_to_bytes(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
+    batch, height, width, planes, _ = _extents(call.args[0].ty.shape)
+    word_bits = int(np.dtype(str(call.args[0].ty.dtype)).itemsize) * 8
+    channels, flip = int(call.attrs["channels"]), int(call.attrs["flip"])
+    function = byte_layout.bits_to_bytes(batch, channels, height, width, planes, word_bits, flip)
+    return _call_tir(builder, call, function, "bits_to_bytes")
+
+
+def _bytes_to_bits(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
+    batch, height, width, _, _ = _extents(call.args[0].ty.shape)
+    channels, planes, word_bits, flip = (int(call.attrs[key]) for key in ("channels", "planes", "word_bits", "flip"))
+    function = byte_layout.bytes_to_bits(batch, channels, height, width, planes, word_bits, flip)
+    return _call_tir(builder, call, function, "bytes_to_bits")
+
+
+def _byte_max_pool2d(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
+    batch, height, width, _, length = _extents(call.args[0].ty.shape)
+    attrs = call.attrs
+    rows, columns = _extents(call.ty.shape)[1:3]
+    function = pool.byte_max_pool2d(
+        batch,
+        height,
+        width,
+        length,
+        kernel=pair(attrs["pool_size"]),
+        strides=pair(attrs["strides"]),
+        padding=sides(attrs["padding"])[:2],
+        out_size=(rows, columns),
+        dilation=pair(attrs["dilation"]),
+    )
+    return _call_tir(builder, call, function, "byte_max_pool2d")
 
 
 def _channels_first(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
@@ -226,8 +273,13 @@ def _max_pool2d(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
 LEGALIZATIONS: dict[str, Legalization] = {
     "tvmq.affine": _affine,
     "tvmq.bitpack": _bitpack,
+    "tvmq.bits_to_bytes": _bits_to_bytes,
     "tvmq.bitserial_conv2d": _bitserial_conv2d,
     "tvmq.bitunpack": _bitunpack,
+    "tvmq.byte_max_pool2d": _byte_max_pool2d,
+    "tvmq.bytepack": _bytepack,
+    "tvmq.bytes_to_bits": _bytes_to_bits,
+    "tvmq.byteunpack": _byteunpack,
     "tvmq.channels_first": _channels_first,
     "tvmq.dequantize": _dequantize,
     "tvmq.float_threshold": _float_threshold,

@@ -1,4 +1,4 @@
-"""Integer products of codes become fused kernels on packed bits; codes stay packed between them.
+"""Integer products of codes become fused kernels on packed bits or bytes; codes stay packed between them.
 
 Before::
 
@@ -22,10 +22,14 @@ becomes one kernel that computes y, stores it where something else reads it, and
 Layouts: packed tensors are NHWC, so flattening one for a dense layer keeps its bits in place and the dense layer
 becomes a convolution as large as the image.  A dense layer of vectors is a 1x1 convolution over a row of samples.  A
 first layer of few channels would waste most of each word: its windows are packed instead (im2col).
+
+Which products are of bit planes and which of bytes is decided by :mod:`tvmq.transform.kernel_choice`.  A kernel writes
+its codes in the form that most of the products that read them want; the others convert them.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -36,10 +40,21 @@ from tvm import relax
 from tvm.ir import Call
 
 from tvmq import dialect
+from tvmq.bitplanes import ByteTerms
 from tvmq.dialect import constant_array, is_call, pair
-from tvmq.kernels.workload import Affine, Conv2dWorkload, Epilogue, Float, Integer, Thresholds
+from tvmq.kernels.workload import (
+    BYTES_PER_STEP,
+    Affine,
+    Conv2dWorkload,
+    Epilogue,
+    Float,
+    Integer,
+    Thresholds,
+    padded_bytes,
+)
 from tvmq.target import Target
 from tvmq.transform.kernel_builder import KernelBuilder
+from tvmq.transform.kernel_choice import byte_form
 from tvmq.transform.rewriter import BindingRewriter
 
 __all__ = ["LowerBitserial"]
@@ -47,15 +62,16 @@ __all__ = ["LowerBitserial"]
 
 @dataclass(frozen=True, eq=False)
 class _Packed:
-    """Codes in packed form: an image (N, H, W, P, words), or rows of samples (1, 1, N, P, words)."""
+    """Codes in packed form: an image (N, H, W, P, words), or rows of samples (1, 1, N, P, words).
+
+    Bytes have the bits ``flip`` of the codes complemented; for bit planes it is None.
+    """
 
     words: relax.Var
     channels: int
+    planes: int
     rows: bool = False
-
-    @property
-    def planes(self) -> int:
-        return int(self.words.ty.shape[3])
+    flip: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +89,7 @@ class _Product:
 
     variable: relax.Var
     call: Call
+    bytes: ByteTerms | None = None
 
     @property
     def is_dense(self) -> bool:
@@ -101,6 +118,9 @@ class _Image:
     codes: dict[relax.Var, _Packed] = field(default_factory=dict)
 
 
+PRODUCTS = ("tvmq.conv2d", "tvmq.dense", "tvmq.basis_conv2d", "tvmq.basis_dense")
+# What codes may pass through on their way from one product to the next.
+MOVES = ("relax.concat", "relax.reshape", "relax.flatten", "tvmq.max_pool2d")
 # Functions of one float each, which work on any layout.
 ELEMENTWISE = tuple(f"relax.{name}" for name in ("nn.relu", "clip", "tanh", "sigmoid", "negative", "abs"))
 
@@ -109,12 +129,33 @@ class _Lowerer(BindingRewriter):
     def __init__(self, module: tvm.IRModule, target: Target) -> None:
         super().__init__(module)
         self.target = target
+        self.forms: dict[relax.Var, ByteTerms | None] = {}
+
+    def form(self, variable: relax.Var, call: Call) -> ByteTerms | None:
+        """How a product reads bytes; None if it reads bit planes."""
+        if variable not in self.forms:
+            self.forms[variable] = byte_form(call, self.target)
+        return self.forms[variable]
+
+    def wanted(self, codes: relax.Var) -> int | None:
+        """The ``flip`` that most products of a variable of the old function read, looking through what moves codes."""
+        votes: Counter[int | None] = Counter()
+        seen, waiting = {codes}, [codes]
+        while waiting:
+            for variable, value in self.users[waiting.pop()]:
+                if is_call(value, *PRODUCTS):
+                    terms = self.form(variable, value)
+                    votes[None if terms is None else terms.flip] += 1
+                elif (isinstance(value, relax.Var) or is_call(value, *MOVES)) and variable not in seen:
+                    seen.add(variable)
+                    waiting.append(variable)
+        return max(votes, key=lambda flip: (votes[flip], flip is None, flip or 0), default=None)
 
     def bind(self, variable: relax.Var, value: relax.Expr) -> Any:
         if isinstance(value, relax.Var):
             return self.operand(value)
         if is_call(value, "tvmq.conv2d", "tvmq.dense"):
-            return _Product(variable, value)
+            return _Product(variable, value, self.form(variable, value))
         if is_call(value, "tvmq.basis_conv2d", "tvmq.basis_dense"):
             return self.floats(variable, _Product(variable, value), [])
         source = self.operand(value.args[0]) if isinstance(value, Call) and value.args else None
@@ -147,10 +188,17 @@ class _Lowerer(BindingRewriter):
 
     def threshold(self, variable: relax.Var, call: Call, product: _Product) -> _Packed:
         thresholds, codes = (constant_array(argument) for argument in call.args[1:])
-        planes = max(1, int(codes.max()).bit_length())
-        epilogue = Thresholds(len(thresholds), tuple(codes.tolist()), planes)
+        epilogue, flip = self.codes(variable, codes), self.wanted(variable)
         words = self.kernel(variable.name, product, epilogue, [thresholds])
-        return _Packed(words, product.channels, product.is_dense)
+        return _Packed(words, product.channels, epilogue.planes, product.is_dense, flip)
+
+    def codes(self, variable: relax.Var, table: np.ndarray) -> Thresholds:
+        """The end of an epilogue that writes codes in the form in which they are read."""
+        flip = self.wanted(variable)
+        if flip is None:
+            return Thresholds(len(table) - 1, tuple(table.tolist()), max(1, int(table.max()).bit_length()))
+        planes = max(1, int(table.max()).bit_length(), flip.bit_length())
+        return Thresholds(len(table) - 1, tuple((table ^ flip).tolist()), planes, "bytes")
 
     def affine(self, variable: relax.Var, call: Call, product: _Product) -> relax.Var | _Number | _Image:
         return self.floats(variable, product, [constant_array(argument) for argument in call.args[1:]])
@@ -193,17 +241,19 @@ class _Lowerer(BindingRewriter):
         if quantizers:
             direction, limits, codes = (constant_array(argument) for argument in quantizers[0][1].args[1:])
             constants += [direction, limits]
-            thresholds = Thresholds(len(limits), tuple(codes.tolist()), max(1, int(codes.max()).bit_length()))
+            thresholds = self.codes(quantizers[0][0], codes)
         store = len(users) > len(quantizers[:1])
         combine = "affine" if number.constants else "basis"
         plain = shortcut is None and thresholds is None and combine == "affine"
         epilogue = Affine() if plain else Float(combine, shortcut is not None, store or not quantizers, thresholds)
         result = self.kernel(f"{variable.name}_nhwc", number.product, epilogue, constants, shortcut)
-        if not quantizers:
+        if thresholds is None:
             return _Image(variable, result)
         words = self.emit(relax.TupleGetItem(result, 1), f"{variable.name}_words") if store else result
         floats = self.emit(relax.TupleGetItem(result, 0), f"{variable.name}_floats") if store else None
-        return _Image(variable, floats, {quantizers[0][0]: _Packed(words, number.product.channels)})
+        reader = quantizers[0][0]
+        packed = _Packed(words, number.product.channels, thresholds.planes, flip=self.wanted(reader))
+        return _Image(variable, floats, {reader: packed})
 
     def channels_last(self, value: Any) -> relax.Var:
         """A float tensor (N, H, W, C)."""
@@ -237,13 +287,32 @@ class _Lowerer(BindingRewriter):
             codes = self.materialize(value.image)
             return self.emit(Call(value.value.op, [codes, *value.value.args[1:]], value.value.attrs), "flattened")
         if isinstance(value, _Packed):
-            codes = self.emit(dialect.bitunpack(value.words, value.channels), "codes")
+            codes = self.emit(self.unpacking(value), "codes")
             if not value.rows:
                 return codes
             _, channels, _, samples = codes.ty.shape
             columns = self.emit(relax.op.reshape(codes, [channels, samples]), "codes")
             return self.emit(relax.op.permute_dims(columns, [1, 0]), "codes")
         return value
+
+    @staticmethod
+    def unpacking(packed: _Packed) -> Call:
+        if packed.flip is None:
+            return dialect.bitunpack(packed.words, packed.channels)
+        return dialect.byteunpack(packed.words, packed.channels, packed.flip)
+
+    def converted(self, packed: _Packed, flip: int | None) -> _Packed:
+        """The same codes in another form."""
+        if packed.flip == flip:
+            return packed
+        if packed.flip is not None:
+            word_bits = self.target.word_bits
+            bits = dialect.bytes_to_bits(packed.words, packed.channels, packed.planes, word_bits, packed.flip)
+            packed = replace(packed, words=self.emit(bits, "planes"), flip=None)
+        if flip is None:
+            return packed
+        words = self.emit(dialect.bits_to_bytes(packed.words, packed.channels, flip), "bytes")
+        return replace(packed, words=words, flip=flip)
 
     def kernel(
         self,
@@ -254,9 +323,10 @@ class _Lowerer(BindingRewriter):
         shortcut: relax.Var | None = None,
     ) -> relax.Var:
         """Emit the fused kernel of a product; see :meth:`KernelBuilder.call` for the arrays."""
-        builder = KernelBuilder(product.call, self.target, epilogue)
+        builder = KernelBuilder(product.call, self.target, epilogue, product.bytes)
         source = self.operand(product.call.args[0])
-        words, workload = self.packed_operand(source, builder)
+        operand = self.packed_operand if product.bytes is None else self.byte_operand
+        words, workload = operand(source, builder)
         result = self.emit(builder.call(words, workload, arrays, product.variable.name, shortcut), name)
         if not product.is_dense or workload.kernel == (1, 1):
             return result
@@ -271,12 +341,13 @@ class _Lowerer(BindingRewriter):
         if isinstance(source, _Flattened):
             channels, height, width = source.shape
             builder.weight = builder.weight.reshape(-1, channels, height, width)
+            words = self.converted(source.image, None).words
             if (height, width) != (1, 1):
-                return source.image.words, builder.workload((height, width))
-            return self.rows(source.image.words), builder.workload((1, 1))
+                return words, builder.workload((height, width))
+            return self.rows(words), builder.workload((1, 1))
         if isinstance(source, _Packed):
             size = (1, 1) if source.rows else pair(list(source.words.ty.shape)[1:3])
-            return source.words, builder.workload(size)
+            return self.converted(source, None).words, builder.workload(size)
         codes = self.materialize(source)
         if len(codes.ty.shape) == 2:
             samples, length = codes.ty.shape
@@ -289,6 +360,31 @@ class _Lowerer(BindingRewriter):
         windows = dialect.im2col_bitpack(codes, *geometry, planes, word_bits)
         return self.emit(windows, "windows"), builder.im2col_workload(size)
 
+    def byte_operand(self, source: Any, builder: KernelBuilder) -> tuple[relax.Var, Conv2dWorkload]:
+        """The activations of a product as bytes, and the convolution over them."""
+        assert builder.bytes is not None
+        flip = builder.bytes.flip
+        if isinstance(source, _Flattened):
+            words = self.converted(source.image, flip).words
+            samples, height, width, _, length = words.ty.shape
+            builder.flatten(source.shape)
+            row = relax.op.reshape(words, [1, 1, samples, 1, int(height) * int(width) * int(length)])
+            return self.emit(row, "rows"), builder.workload((1, 1))
+        if isinstance(source, _Packed):
+            size = (1, 1) if source.rows else pair(list(source.words.ty.shape)[1:3])
+            return self.converted(source, flip).words, builder.workload(size)
+        codes = self.materialize(source)
+        if len(codes.ty.shape) == 2:
+            samples, length = codes.ty.shape
+            image = self.emit(relax.op.reshape(codes, [samples, length, 1, 1]), "rows")
+            packed = self.emit(dialect.bytepack(image, padded_bytes(int(length)), flip), "bytes")
+            return self.rows(packed), builder.workload((1, 1))
+        builder.gathered = builder.prefers_gathering()
+        channels = int(codes.ty.shape[1])
+        length = channels if builder.gathered else padded_bytes(channels)
+        size = pair(list(codes.ty.shape)[2:])
+        return self.emit(dialect.bytepack(codes, length, flip), "bytes"), builder.workload(size)
+
     def rows(self, words: relax.Var) -> relax.Var:
         samples, _, _, planes, length = words.ty.shape
         return self.emit(relax.op.reshape(words, [1, 1, samples, planes, length]), "rows")
@@ -296,28 +392,37 @@ class _Lowerer(BindingRewriter):
     # --- codes ---
 
     def concat(self, variable: relax.Var, call: Call) -> _Packed | None:
-        """Packed images side by side, where all but the last fill their words."""
+        """Packed images side by side, where all but the last fill their words, or steps of bytes."""
         fields = call.args[0].fields if isinstance(call.args[0], relax.Tuple) else []
         parts = [self.operand(field) for field in fields]
         if int(call.attrs["axis"]) != 1 or not parts or not all(isinstance(part, _Packed) for part in parts):
             return None
-        word_bits = self.target.word_bits
-        aligned = all(part.channels % word_bits == 0 for part in parts[:-1])
-        if not aligned or any(part.rows or part.planes != parts[0].planes for part in parts):
+        flip, planes = parts[0].flip, parts[0].planes
+        piece = self.target.word_bits if flip is None else BYTES_PER_STEP
+        aligned = all(part.channels % piece == 0 for part in parts[:-1])
+        if not aligned or any(part.rows or part.planes != planes for part in parts):
             return None
-        words = self.emit(relax.op.concat([part.words for part in parts], axis=4), variable.name)
-        return _Packed(words, sum(part.channels for part in parts))
+        words = [self.converted(part, flip).words for part in parts]
+        joined = self.emit(relax.op.concat(words, axis=4), variable.name)
+        return _Packed(joined, sum(part.channels for part in parts), planes, flip=flip)
 
     def max_pool2d(self, variable: relax.Var, call: Call, source: _Packed) -> _Packed:
         attrs = call.attrs
         minimum = constant_array(call.args[1])
+        geometry = (attrs["pool_size"], attrs["strides"], attrs["padding"], attrs["dilation"])
+        ceil = bool(int(attrs["ceil_mode"]))
+        # Complemented bits keep the order of codes, or turn it around, only if they are none or all.
+        if source.flip not in (None, 0, 2**source.planes - 1):
+            source = self.converted(source, None)
+        if source.flip is not None:
+            bytes_ = np.zeros(int(source.words.ty.shape[4]), np.uint8)
+            bytes_[: minimum.size] = 255 * (minimum != (source.flip != 0))
+            largest = dialect.byte_max_pool2d(source.words, dialect.constant(bytes_), *geometry, ceil)
+            return replace(source, words=self.emit(largest, variable.name))
         bits = np.zeros(int(source.words.ty.shape[4]) * self.target.word_bits, np.uint8)
         bits[: minimum.size] = minimum
         flip = np.packbits(bits, bitorder="little").view(f"<u{self.target.word_bits // 8}")
-        geometry = (attrs["pool_size"], attrs["strides"], attrs["padding"], attrs["dilation"])
-        pooled = dialect.packed_max_pool2d(
-            source.words, dialect.constant(flip), *geometry, bool(int(attrs["ceil_mode"]))
-        )
+        pooled = dialect.packed_max_pool2d(source.words, dialect.constant(flip), *geometry, ceil)
         return replace(source, words=self.emit(pooled, variable.name))
 
 
