@@ -21,6 +21,7 @@ from tvmq.kernels.packing import (
     quantize,
     unpack_activations,
 )
+from tvmq.kernels.uniform_quantizer import UniformQuantizer
 
 
 def bit_planes(codes: np.ndarray, planes: int) -> np.ndarray:
@@ -156,5 +157,6 @@ def test_every_family_compiles_the_packing_kernels(cross: Any, reference: Simple
         bitpack(1, 40, 5, 5, 2, cross.word_bits),
         bitunpack(1, 40, 5, 5, 2, cross.word_bits),
         quantize((1, 3, 9, 9), 255, range(256)),
+        quantize((1, 3, 9, 9), 255, range(256), UniformQuantizer(255.0, False, 0)),
     ):
         assert tvm.compile(reference.scheduled(function, cross), target=cross.target()).mod.inspect_source("s")

@@ -10,7 +10,7 @@ import pytest
 from tvm import tirx
 
 from tvmq.kernels.packing import pack_activations
-from tvmq.kernels.pool import max_pool2d
+from tvmq.kernels.pool import float_max_pool2d, max_pool2d
 
 Window = dict[str, Any]
 WINDOWS: list[tuple[Window, tuple[int, int]]] = [
@@ -72,3 +72,18 @@ def test_impossible_windows_are_refused(fields: dict[str, Any]) -> None:
     defaults = {"kernel": (2, 2), "strides": (2, 2), "padding": (0, 0), "out_size": (4, 4), "word_bits": 8}
     with pytest.raises(ValueError):
         max_pool2d(1, 8, 8, 2, **{**defaults, **fields})
+
+
+@pytest.mark.parametrize(("window", "size"), WINDOWS)
+@pytest.mark.parametrize("channels", [64, 33])
+def test_pooling_of_floats(
+    window: Window, size: tuple[int, int], channels: int, family: Any, reference: SimpleNamespace
+) -> None:
+    values = np.random.default_rng(0).standard_normal((2, channels, *size)).astype(np.float32)
+    values[0, :, 3, 2], values[1, :, 0, 0] = -np.inf, np.inf
+    lowest = np.finfo(np.float32).min  # where a window of TVM's own pool starts
+    expected = pool(np.maximum(values, lowest), window).transpose(0, 2, 3, 1).astype(np.float32)
+    function = reference.scheduled(float_max_pool2d(2, *size, channels, **window), family)
+    data = np.ascontiguousarray(values.transpose(0, 2, 3, 1))
+    actual = reference.run_function(function, family, [data], np.ascontiguousarray(expected))
+    np.testing.assert_array_equal(actual, expected)

@@ -28,6 +28,7 @@ from tvmq.dialect import (
     is_call,
     max_pool2d,
     packed_max_pool2d,
+    quantize,
     threshold,
     workload_of,
 )
@@ -332,6 +333,45 @@ def residual(extra_reader: bool):
             output = builder.emit_output(relax.Tuple(outputs))
         builder.emit_func_output(output)
     return builder.get()
+
+
+def quantized_sum(count: int):
+    """A convolution, a shortcut that a max-pool of floats makes, and one quantizer for all channels on their sum."""
+    scale, offset = constant(np.full(32, 0.5, np.float32)), constant(np.arange(32, dtype=np.float32))
+    limits = constant(np.linspace(-20, 20, count, dtype=np.float32))
+    levels = constant(np.arange(count + 1, dtype=np.uint8))
+    builder = relax.BlockBuilder()
+    q = relax.Var("q", relax.TensorType((2, 64, 6, 6), "uint8"))
+    with builder.function("main", [q]):
+        with builder.dataflow():
+            weight, other = constant(WEIGHT), constant(1 - WEIGHT)
+            large = builder.emit(
+                affine(builder.emit(conv2d(q, other, BINARY, BINARY, padding=(1, 1, 1, 1))), scale, offset)
+            )
+            shortcut = builder.emit(relax.op.nn.max_pool2d(large, (3, 3)))
+            y = builder.emit(affine(builder.emit(conv2d(q, weight, BINARY, BINARY)), scale, offset))
+            total = builder.emit(relax.op.add(shortcut, y))
+            codes = builder.emit(quantize(total, limits, levels))
+            output = builder.emit_output(relax.Tuple([codes, total]))
+        builder.emit_func_output(output)
+    return builder.get()
+
+
+@pytest.mark.parametrize("target", [WIDE, BYTES], ids=lambda target: target.name)
+@pytest.mark.parametrize(("count", "fused"), [(1, True), (15, True), (16, False)])
+def test_a_quantizer_of_all_channels_is_part_of_the_epilogue(target, count, fused):
+    module = quantized_sum(count)
+    lowered = LowerBitserial(target)(module)
+    kernels = calls(lowered, "tvmq.bitserial_conv2d")
+    assert len(kernels) == 2
+    thresholds = workload_of(kernels[1]).thresholds
+    assert (thresholds is not None and thresholds.count == count) == fused
+    assert bool(calls(lowered, "tvmq.quantize")) != fused
+    (pool,) = calls(lowered, "relax.nn.max_pool2d")
+    assert str(pool.attrs["layout"]) == "NHWC"
+    codes = np.random.default_rng(0).integers(0, 2, (2, 64, 6, 6), dtype=np.uint8)
+    for actual, expected in zip(golden.interpret(lowered, [codes]), golden.interpret(module, [codes]), strict=True):
+        np.testing.assert_array_equal(actual, expected)
 
 
 @pytest.mark.parametrize("target", [WIDE, BYTES], ids=lambda target: target.name)

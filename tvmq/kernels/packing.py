@@ -14,6 +14,7 @@ import numpy.typing as npt
 from tvm import te, tirx
 
 from tvmq.kernels.conv2d import as_kernel
+from tvmq.kernels.uniform_quantizer import UniformQuantizer
 from tvmq.kernels.words import pack_masks
 from tvmq.kernels.workload import BYTES_PER_STEP, padded_bytes
 
@@ -336,7 +337,9 @@ def bitunpack(batch: Extent, channels: int, height: int, width: int, planes: int
     return as_kernel(te.create_prim_func([data, output]), "bitunpack")
 
 
-def quantize(shape: Sequence[Extent], count: int, codes: Sequence[int]) -> tirx.PrimFunc:
+def quantize(
+    shape: Sequence[Extent], count: int, codes: Sequence[int], uniform: UniformQuantizer | None = None
+) -> tirx.PrimFunc:
     """Function that turns floats into codes by sorted thresholds.
 
     Parameters
@@ -347,6 +350,8 @@ def quantize(shape: Sequence[Extent], count: int, codes: Sequence[int]) -> tirx.
         Number of thresholds T.
     codes : sequence of int
         T + 1 codes; an element gets ``codes[#{k: x >= thresholds[k]}]``, and NaN gets ``codes[0]``.
+    uniform : UniformQuantizer, optional
+        How to count the thresholds by rounding; the function then does not look at them.
 
     Returns
     -------
@@ -364,7 +369,10 @@ def quantize(shape: Sequence[Extent], count: int, codes: Sequence[int]) -> tirx.
         raise ValueError(f"codes must fit in a byte, got {tuple(codes)}")
     data = te.placeholder(tuple(shape), "float32", "data")
     thresholds = te.placeholder((count,), "float32", "thresholds")
-    indices = _compare_all(data, thresholds) if count <= MAX_COMPARES else _search(data, thresholds)
+    if uniform is not None:
+        indices = _round(data, count, uniform)
+    else:
+        indices = _compare_all(data, thresholds) if count <= MAX_COMPARES else _search(data, thresholds)
 
     def code(*position: Any) -> Any:
         index = indices[position]
@@ -378,6 +386,19 @@ def quantize(shape: Sequence[Extent], count: int, codes: Sequence[int]) -> tirx.
 
     output = te.compute(tuple(shape), code, name="codes")
     return as_kernel(te.create_prim_func([data, thresholds, output]), "quantize")
+
+
+def _round(data: te.Tensor, count: int, uniform: UniformQuantizer) -> te.Tensor:
+    """Number of thresholds that an element reaches, by rounding; comparisons with NaN are false."""
+    factor, shift = tirx.const(uniform.factor, "float32"), tirx.const(uniform.shift, "float32")
+    most, zero = tirx.const(count, "float32"), tirx.const(0, "float32")
+
+    def index(*position: Any) -> Any:
+        x = data[position]
+        level = tirx.nearbyint(x / factor if uniform.divides else x * factor) + shift
+        return tirx.Select(level >= zero, tirx.Select(level < most, level, most), zero).astype("int32")
+
+    return te.compute(data.shape, index, name="index")
 
 
 def _compare_all(data: te.Tensor, thresholds: te.Tensor) -> te.Tensor:

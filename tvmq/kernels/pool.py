@@ -1,4 +1,4 @@
-"""Maximum pooling of packed codes, without unpacking them."""
+"""Maximum pooling of packed codes, without unpacking them, and of floats, channels last."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tvm import te, tirx
 
 from tvmq.kernels.conv2d import as_kernel
 
-__all__ = ["byte_max_pool2d", "max_pool2d"]
+__all__ = ["byte_max_pool2d", "float_max_pool2d", "max_pool2d"]
 
 
 def max_pool2d(
@@ -142,6 +142,54 @@ def byte_max_pool2d(
         (batch, *out_size, 1, length), lambda n, y, x, _plane, c: maximum[n, y, x, c] ^ flip[c], name="store"
     )
     return as_kernel(te.create_prim_func([data, flip, output]), "max_pool2d")
+
+
+def float_max_pool2d(
+    batch: Any,
+    height: int,
+    width: int,
+    channels: int,
+    kernel: tuple[int, int],
+    strides: tuple[int, int],
+    padding: tuple[int, int],
+    out_size: tuple[int, int],
+    dilation: tuple[int, int] = (1, 1),
+) -> tirx.PrimFunc:
+    """Function that pools floats.
+
+    Parameters
+    ----------
+    batch : int or tirx.Var
+        Number of images.
+    height, width, channels : int
+        Shape of an image.
+    kernel, strides, padding, out_size, dilation
+        As for :func:`max_pool2d`.
+
+    Returns
+    -------
+    function : tirx.PrimFunc
+        ``data`` float32 [N, H, W, C] to ``maximum`` float32 [N, OH, OW, C].  A window starts from the lowest finite
+        number and takes its taps row by row, as in TVM's own pool, so that NaN and zeros of either sign give the same.
+
+    Raises
+    ------
+    ValueError
+        If a window lies wholly outside the image.
+    """
+    _check_windows((height, width), kernel, strides, padding, out_size, dilation)
+    data = te.placeholder((batch, height, width, channels), "float32", "data")
+    kh, kw = te.reduce_axis((0, kernel[0]), "kh"), te.reduce_axis((0, kernel[1]), "kw")
+
+    def largest(n: Any, y: Any, x: Any, c: Any) -> Any:
+        row = y * strides[0] + kh * dilation[0] - padding[0]
+        column = x * strides[1] + kw * dilation[1] - padding[1]
+        inside = tirx.all(row >= 0, row < height, column >= 0, column < width)
+        value = tirx.if_then_else(inside, data[n, row, column, c], tirx.min_value("float32"))
+        return te.max(value, axis=[kh, kw])
+
+    maximum = te.compute((batch, *out_size, channels), largest, name="maximum")
+    return as_kernel(te.create_prim_func([data, maximum]), "max_pool2d")
 
 
 def _check_windows(

@@ -29,6 +29,7 @@ from tvmq.kernels import byte_layout, packing, pool
 from tvmq.kernels.conv2d import conv2d
 from tvmq.kernels.layout import channels_first
 from tvmq.kernels.rounding import round_products
+from tvmq.kernels.uniform_quantizer import uniform_quantizer
 from tvmq.kernels.weight_only import weight_only
 
 __all__ = ["LegalizeKernels"]
@@ -154,7 +155,8 @@ def _im2col_bitpack(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
 def _quantize(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
     thresholds, codes = (constant_array(argument) for argument in call.args[1:])
     shape = _extents(call.args[0].ty.shape)
-    function = packing.quantize(shape, len(thresholds), tuple(codes.tolist()))
+    uniform = uniform_quantizer(thresholds)
+    function = packing.quantize(shape, len(thresholds), tuple(codes.tolist()), uniform)
     variable = builder.add_func(function.without_attr("global_symbol"), "quantize")
     return relax.call_tir(variable, [call.args[0], call.args[1]], out_ty=call.ty)
 
@@ -178,6 +180,26 @@ def _packed_max_pool2d(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
         dilation=pair(attrs["dilation"]),
     )
     return _call_tir(builder, call, function, "packed_max_pool2d")
+
+
+def _float_max_pool2d(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
+    """Channels last, as between our kernels; any other layout is TVM's own."""
+    attrs = call.attrs
+    if (str(attrs["layout"]), str(attrs["out_layout"])) != ("NHWC", "NHWC"):
+        return tvm.ir.Op.get("relax.nn.max_pool2d").get_attr("FLegalize")(builder, call)
+    batch, height, width, channels = _extents(call.args[0].ty.shape)
+    function = pool.float_max_pool2d(
+        batch,
+        height,
+        width,
+        channels,
+        kernel=pair(attrs["pool_size"]),
+        strides=pair(attrs["strides"]),
+        padding=sides(attrs["padding"])[:2],
+        out_size=pair(_extents(call.ty.shape)[1:3]),
+        dilation=pair(attrs["dilation"]),
+    )
+    return _call_tir(builder, call, function, "float_max_pool2d")
 
 
 def _dequantize(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
@@ -271,6 +293,7 @@ def _max_pool2d(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
 
 
 LEGALIZATIONS: dict[str, Legalization] = {
+    "relax.nn.max_pool2d": _float_max_pool2d,
     "tvmq.affine": _affine,
     "tvmq.bitpack": _bitpack,
     "tvmq.bits_to_bytes": _bits_to_bytes,

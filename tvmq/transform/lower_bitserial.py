@@ -123,6 +123,9 @@ PRODUCTS = ("tvmq.conv2d", "tvmq.dense", "tvmq.basis_conv2d", "tvmq.basis_dense"
 MOVES = ("relax.concat", "relax.reshape", "relax.flatten", "tvmq.max_pool2d")
 # Functions of one float each, which work on any layout.
 ELEMENTWISE = tuple(f"relax.{name}" for name in ("nn.relu", "clip", "tanh", "sigmoid", "negative", "abs"))
+QUANTIZERS = ("tvmq.float_threshold", "tvmq.quantize")
+MOST_COMPARED = 15
+"""Thresholds that an epilogue compares one by one; more are searched in a function of their own."""
 
 
 class _Lowerer(BindingRewriter):
@@ -163,7 +166,7 @@ class _Lowerer(BindingRewriter):
             return self.threshold(variable, value, source)
         if is_call(value, "tvmq.affine") and isinstance(source, _Product):
             return self.affine(variable, value, source)
-        if is_call(value, "tvmq.float_threshold") and isinstance(source, _Image) and variable in source.codes:
+        if is_call(value, *QUANTIZERS) and isinstance(source, _Image) and variable in source.codes:
             return source.codes[variable]
         if is_call(value, "relax.add"):
             added = self.add(variable, value)
@@ -172,6 +175,8 @@ class _Lowerer(BindingRewriter):
         if is_call(value, *ELEMENTWISE) and isinstance(source, _Image):
             number = Call(value.op, [source.number, *value.args[1:]], value.attrs)
             return _Image(variable, self.emit(number, f"{variable.name}_nhwc"))
+        if is_call(value, "relax.nn.max_pool2d") and isinstance(source, _Image):
+            return _Image(variable, self.emit(self.max_pool_of_floats(value, source.number), f"{variable.name}_nhwc"))
         if is_call(value, "relax.concat"):
             joined = self.concat(variable, value)
             if joined is not None:
@@ -236,10 +241,10 @@ class _Lowerer(BindingRewriter):
     def number(self, variable: relax.Var, number: _Number, shortcut: relax.Var | None) -> _Image:
         """Emit the kernel whose epilogue ends in the floats ``variable``, with the codes of its first quantizer."""
         users = self.users[variable]
-        quantizers = [user for user in users if is_call(user[1], "tvmq.float_threshold")]
+        quantizers = [user for user in users if self.is_fused(user[1])]
         constants, thresholds = list(number.constants), None
         if quantizers:
-            direction, limits, codes = (constant_array(argument) for argument in quantizers[0][1].args[1:])
+            direction, limits, codes = self.channel_thresholds(quantizers[0][1], number.product.channels)
             constants += [direction, limits]
             thresholds = self.codes(quantizers[0][0], codes)
         store = len(users) > len(quantizers[:1])
@@ -254,6 +259,21 @@ class _Lowerer(BindingRewriter):
         reader = quantizers[0][0]
         packed = _Packed(words, number.product.channels, thresholds.planes, flip=self.wanted(reader))
         return _Image(variable, floats, {reader: packed})
+
+    @staticmethod
+    def is_fused(call: relax.Expr) -> bool:
+        """Whether it is a quantizer that an epilogue can do."""
+        if is_call(call, "tvmq.quantize"):
+            return len(constant_array(call.args[1])) <= MOST_COMPARED
+        return is_call(call, "tvmq.float_threshold")
+
+    @staticmethod
+    def channel_thresholds(call: Call, channels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Direction (C,), thresholds (T, C) and codes (T + 1,) of a quantizer; either kind gives NaN the first code."""
+        *direction, limits, codes = (constant_array(argument) for argument in call.args[1:])
+        if direction:
+            return direction[0], limits, codes
+        return np.ones(channels, np.float32), np.repeat(limits[:, None], channels, axis=1), codes
 
     def channels_last(self, value: Any) -> relax.Var:
         """A float tensor (N, H, W, C)."""
@@ -388,6 +408,13 @@ class _Lowerer(BindingRewriter):
     def rows(self, words: relax.Var) -> relax.Var:
         samples, _, _, planes, length = words.ty.shape
         return self.emit(relax.op.reshape(words, [1, 1, samples, planes, length]), "rows")
+
+    @staticmethod
+    def max_pool_of_floats(call: Call, data: relax.Var) -> Call:
+        """The same pool with the channels last."""
+        attrs = call.attrs
+        geometry = (attrs["pool_size"], attrs["strides"], attrs["padding"], attrs["dilation"])
+        return relax.op.nn.max_pool2d(data, *geometry, bool(attrs["ceil_mode"]), layout="NHWC")
 
     # --- codes ---
 
