@@ -192,7 +192,7 @@ def bench(
         contestants = [_own(bundle, target, arrays)]
         show("preparing rivals", 0.0, None)
         others, reasons = _rivals(engines, bundle, rival_model or network, arrays, threads)
-        rounds_done = _Rounds(bundle, target, arrays, [*contestants, *others], _clock(target))
+        rounds_done = _Rounds(bundle, target, arrays, [*contestants, *others], _clock(target), threads)
         interrupted = rounds_done.take(rounds, show)
     return _report(
         bundle,
@@ -323,10 +323,13 @@ class _Rounds:
         arrays: Sequence[np.ndarray],
         contestants: Sequence[_Contestant],
         clock: Callable[[], float] | None,
+        threads: int,
     ) -> None:
         self.bundle, self.target, self.arrays = bundle, target, arrays
         self.contestants = contestants
         self.clock = clock
+        # On one thread, what counts is the time that the processor worked; several have no common clock of that kind.
+        self.stopwatch = time.thread_time if threads == 1 else time.perf_counter
         self.turns: dict[str, list[_Turn]] = {item.name: [] for item in contestants}
         self.hertz: list[float] = []
         self.calls: list[list[tuple[str, float]]] = []
@@ -357,7 +360,8 @@ class _Rounds:
         hertz = None if self.clock is None else self.clock()
         turns = {item.name: _turn(item.run, runs[item.name]) for item in order}
         # As many runs as were timed: the caches should be as warm.
-        calls = self.bundle.call_times(*self.arrays, repeat=runs[self.contestants[0].name], target=self.target)
+        own_runs = runs[self.contestants[0].name]
+        calls = self.bundle.call_times(*self.arrays, repeat=own_runs, target=self.target, clock=self.stopwatch)
         for name, turn in turns.items():
             self.turns[name].append(turn)
         if hertz is not None:

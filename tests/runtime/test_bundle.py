@@ -357,6 +357,7 @@ def test_host_is_preferred(make_bundle, on_machine, float_network):
 def test_most_specific_library_is_preferred(make_bundle, on_machine, float_network):
     on_machine(Machine("x86_64", frozenset({"avx2", "avx512f", "avx512_vpopcntdq"})))
     bundle = make_bundle(**{"x86-avx2": AVX2, "x86-avx512": AVX512, "x86": X86})
+    assert bundle.default_target == "x86-avx512"
     bundle.run(*float_network.arrays)
     assert list(bundle._executors) == ["x86-avx512"]
 
@@ -383,6 +384,8 @@ def test_no_library_for_this_machine(make_bundle, on_machine, float_network):
     expected = r"no library fits this machine \(x86_64; .*raspberry-pi-4 \(aarch64\).*--on qemu.*tvmq compile --target"
     with pytest.raises(BundleError, match=expected):
         bundle.run(*float_network.arrays)
+    with pytest.raises(BundleError, match=expected):
+        bundle.default_target  # noqa: B018
     assert loaded == []
 
 
@@ -420,6 +423,16 @@ def test_time_uses_the_self_check_by_default(make_bundle, float_network):
     bundle = make_bundle()
     assert bundle.time(repeat=3).repeat == 3
     assert bundle.time(*float_network.arrays, repeat=2).repeat == 2
+
+
+def test_bound_and_call_times_use_the_self_check_by_default(make_bundle, float_network):
+    bundle = make_bundle()
+    np.testing.assert_array_equal(bundle.bound()()[1].numpy(), bundle.run(*float_network.arrays)[1])
+    names = [name for name, _ in bundle.call_times(repeat=1)]
+    assert names == [name for name, _ in bundle.call_times(*float_network.arrays, repeat=1)]
+    assert names.index("conv2d") < names.index("matmul")
+    with pytest.raises(InputError, match="has shape"):
+        bundle.bound(float_network.arrays[0][:, :1])
 
 
 def test_check_accepts_the_right_outputs(make_bundle, float_network):

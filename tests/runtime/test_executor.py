@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -87,6 +89,22 @@ def test_call_times_list_the_kernels_in_order(float_network, float_library):
     assert names.index("conv2d") < names.index("relu") < names.index("matmul")
     assert all(0 < seconds < 1 for _, seconds in calls)
     assert not any(name.startswith("vm.") for name in names)
+
+
+def test_call_times_are_those_of_the_given_clock(float_network, float_library):
+    ticks = itertools.count(start=5, step=2)
+    calls = Executor.from_bytes(float_library).call_times(*float_network.arrays, repeat=2, clock=lambda: next(ticks))
+    assert {seconds for _, seconds in calls} == {2}
+
+
+def test_bound_runs_on_the_inputs_as_they_were(float_network, float_library):
+    executor = Executor.from_bytes(float_library)
+    array = float_network.arrays[0].copy()
+    run = executor.bound(array)
+    array[:] = 0
+    np.testing.assert_array_equal(run()[1].numpy(), executor.run(*float_network.arrays)[1])
+    with pytest.raises(InputError, match=r"takes 1 input\(s\), but 0"):
+        executor.bound()
 
 
 def test_function_times_add_up_the_calls(float_network, float_library):

@@ -87,7 +87,7 @@ class FunctionTime:
     function : str
         Its name in the library.
     seconds : float
-        Median over the rounds.
+        Median over the rounds; on one thread CPU time, which a busy machine changes little.
     layer, operator, kernel : str or None
         The layer that it computes, what that is and by which kernel; ``None`` of functions between layers.
     weight_bits, activation_bits : int or None

@@ -19,6 +19,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -312,13 +313,21 @@ class Bundle:
         self.require_compiled()
         return self._executor(target).bound(*check_inputs(self.inputs, arrays or self.check_inputs))
 
-    def call_times(self, *arrays: Any, repeat: int = 10, target: str | None = None) -> list[tuple[str, float]]:
+    def call_times(
+        self,
+        *arrays: Any,
+        repeat: int = 10,
+        target: str | None = None,
+        clock: Callable[[], float] = perf_counter,
+    ) -> list[tuple[str, float]]:
         """Time every function that a run calls, on this machine, in the order in which they run.
 
         Parameters
         ----------
         *arrays, repeat, target
             As for :meth:`time`.
+        clock : callable
+            Gives seconds, such as :func:`time.thread_time`, which stands still while other processes run.
 
         Returns
         -------
@@ -332,7 +341,7 @@ class Bundle:
         """
         self.require_compiled()
         checked = check_inputs(self.inputs, arrays or self.check_inputs)
-        return self._executor(target).call_times(*checked, repeat=repeat)
+        return self._executor(target).call_times(*checked, repeat=repeat, clock=clock)
 
     def check(self, target: str | None = None) -> list[str]:
         """Run the self-check's inputs on this machine and compare the outputs bit for bit.
