@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import tvmq
+from tvmq.records import read_records
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -92,6 +93,17 @@ def test_schedules_are_found(kind, request):
     package = request.getfixturevalue("installed") if kind == "wheel" else ROOT
     out = python(package, "-c", "from tvmq.target import data_folder; print(data_folder('schedules'))")
     assert Path(out.strip()) == (package / "tvmq" / "schedules" if kind == "wheel" else ROOT / "schedules")
+
+
+@pytest.mark.parametrize("kind", ["wheel", "source tree"])
+def test_records_are_found(kind, request, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    package = request.getfixturevalue("installed") if kind == "wheel" else ROOT
+    script = "import tvmq; from tvmq.records import RecordBook\n"
+    script += "for target in tvmq.targets(): print(len(RecordBook.of(target).records))"
+    shipped = [len(list(read_records(path))) for path in (ROOT / "schedules").rglob("*.json")]
+    counts = [int(line) for line in python(package, "-c", script).split()]
+    assert sum(counts[1:]) == sum(shipped) > 0  # the first is this machine
 
 
 def test_command_line_works_from_the_wheel(installed):

@@ -75,6 +75,8 @@ class Search:
         False ends the search after the trial that runs.
     report : callable
         Called after every round.
+    default : dict of str to int, optional
+        What every point is compared with; default: the analytic schedule.
     """
 
     def __init__(
@@ -84,10 +86,11 @@ class Search:
         journal: Journal,
         alive: Callable[[], bool] = lambda: True,
         report: Callable[[], None] = lambda: None,
+        default: Knobs | None = None,
     ) -> None:
         self.task, self.host, self.journal, self.alive, self.report = task, host, journal, alive, report
         self.points = task.kind.space(task.function, task.target)
-        self._default = self._apply(self.points[0])
+        self._default = self._apply(self.points[0] if default is None else default)
         self._arguments = [TensorInfo(dtype, shape) for shape, dtype in arguments_of(task.function)]
         self._target = task.target.tvm_target()
 
@@ -125,13 +128,27 @@ class Search:
         -------
         tuple of (Knobs, Paired) or None
         """
-        valid = [trial for trial in self.journal.trials if trial.ratio is not None and trial.knobs != self.points[0]]
-        ranked = sorted(valid, key=lambda trial: trial.ratio or 0.0)[:FINALISTS]
-        results = self._measure([trial.knobs for trial in ranked], FINAL_ROUNDS)
-        found = [(trial.knobs, r) for trial, r in zip(ranked, results, strict=True) if isinstance(r, Paired)]
+        ranked = self.finalists(FINALISTS)
+        results = self.measure(ranked, FINAL_ROUNDS)
+        found = [(knobs, paired) for knobs, paired in zip(ranked, results, strict=True) if isinstance(paired, Paired)]
         # What is not faster by more than the times scatter may be slower tomorrow.
         sure = [(knobs, paired) for knobs, paired in found if paired.ratio + paired.spread < 1]
         return min(sure, key=lambda pair: pair[1].ratio, default=None)
+
+    def finalists(self, count: int) -> list[Knobs]:
+        """The best points of the journal but the default, the best first.
+
+        Parameters
+        ----------
+        count : int
+
+        Returns
+        -------
+        list of dict of str to int
+            At most `count`.
+        """
+        rivals = [trial for trial in self.journal.trials if trial.ratio is not None and trial.knobs != self.points[0]]
+        return [trial.knobs for trial in sorted(rivals, key=lambda trial: trial.ratio or 0.0)[:count]]
 
     def default_times(self) -> Paired:
         """The default against itself.
@@ -141,13 +158,25 @@ class Search:
         ToolchainError
             If it cannot be built or run.
         """
-        (result,) = self._measure(self.points[:1], TRIAL_ROUNDS)
+        (result,) = self.measure(self.points[:1], TRIAL_ROUNDS)
         if isinstance(result, str):
             raise ToolchainError(f"{self.task.title}: could not be measured on {self.host.name}: {result}")
         return result
 
-    def _measure(self, points: Sequence[Knobs], rounds: int) -> list[Paired | str]:
-        """What each point takes, or why it could not be measured."""
+    def measure(self, points: Sequence[Knobs], rounds: int) -> list[Paired | str]:
+        """Times of points.
+
+        Parameters
+        ----------
+        points : sequence of dict of str to int
+        rounds : int
+            Times of each.
+
+        Returns
+        -------
+        list of Paired or str
+            Or why a point could not be measured.
+        """
         builder, runner = self.host.builder(self._default, self.alive), self.host.runner(rounds, self.alive)
         results: list[Paired | str] = []
         for point in points:

@@ -1,0 +1,199 @@
+"""Tune the kernels of well-known networks by their shapes, and check how good the search is.
+
+    python benchmarks/tune_shapes.py --list
+    python benchmarks/tune_shapes.py resnet18-w1a1 vgg-small-w1a1 --output schedules
+    python benchmarks/tune_shapes.py --check "conv 3x3 14x14, 256 to 256, w1a1" --output benchmarks/results/tuning.json
+
+The first form that has an output adds records to a folder, as ``tvmq tune`` does for the kernels of one network.  The
+check tunes one kernel with few trials, then measures its whole space, and compares the two winners in turns.  Close
+other programs; every trial is timed in turns with the analytic schedule, on as many threads as ``--cores`` says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+RESNET = ((56, 64), (28, 128), (14, 256), (7, 512))
+"""Size of the image and channels of each stage of ResNet-18 and QuickNet."""
+VGG_SMALL = ((32, 128, 128), (16, 128, 256), (16, 256, 256), (8, 256, 512), (8, 512, 512))
+"""Size of the image, input and output channels of each binary layer."""
+CHECK_TRIALS = 96
+CHECK_ROUNDS = 81
+
+
+def main() -> None:
+    """Tune or check what the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("groups", nargs="*", help="names of --list; default: all")
+    parser.add_argument("--list", action="store_true", help="print the groups and their kernels")
+    parser.add_argument("--check", metavar="KERNEL", help="a kernel of --list whose search is to be checked")
+    parser.add_argument("--trials", type=int, default=64)
+    parser.add_argument("--cores", type=int, default=1)
+    parser.add_argument("--output", type=Path, help="folder of records, or the JSON file of --check")
+    options = parser.parse_args()
+    os.environ["TVM_NUM_THREADS"] = str(options.cores)
+
+    core, groups = kernels(options.cores)
+    names = options.groups or list(groups)
+    unknown = [name for name in names if name not in groups]
+    if unknown:
+        sys.exit(f"unknown group '{unknown[0]}'; there are {', '.join(groups)}")
+    if options.list:
+        for name in names:
+            print(name, *(f"{task.title}: {task.key.traits['epilogue']}" for task in groups[name]), sep="\n    ")
+    elif options.check:
+        check(options.check, [task for name in names for task in groups[name]], core, options.output)
+    else:
+        tune(core, {name: groups[name] for name in names}, options)
+
+
+def kernels(cores: int):
+    """The core, and the kernels of every group."""
+    from tvmq.target import get_target
+
+    core = dataclasses.replace(get_target("host"), cores=cores)
+    groups = {}
+    for bits in (1, 2):
+        groups[f"resnet18-w1a{bits}"] = list(resnet18(core, bits))
+        groups[f"quicknet-w1a{bits}"] = [
+            task(core, size, channels, channels, bits, "shortcut, codes") for size, channels in RESNET
+        ]
+        groups[f"vgg-small-w1a{bits}"] = [task(core, *shape, bits, "codes") for shape in VGG_SMALL]
+    groups["mlp"] = [
+        dense(core, samples, inputs, 4096, bits) for samples in (1, 256) for inputs, bits in ((784, 8), (4096, 1))
+    ]
+    return core, groups
+
+
+def resnet18(core, bits: int) -> Iterator:
+    """Convolutions between stages, within them, and of shortcuts, in the forms that networks give them."""
+    for size, channels in RESNET:
+        for epilogue in ("codes", "shortcut"):
+            yield task(core, size, channels, channels, bits, epilogue)
+    for size, channels in RESNET[:-1]:
+        for epilogue in ("codes", "affine"):
+            yield task(core, size, channels, 2 * channels, bits, epilogue, stride=2)
+        yield task(core, size, channels, 2 * channels, bits, "shortcut", stride=2, kernel=1)
+
+
+def task(core, size: int, inputs: int, outputs: int, bits: int, epilogue: str, stride: int = 1, kernel: int = 3):
+    """A convolution of binary weights."""
+    from tvmq.kernels.conv2d import conv2d
+    from tvmq.kernels.knobs import KINDS
+    from tvmq.tuning.tasks import Task
+
+    padding = (kernel // 2,) * 4
+    geometry = {"height": size, "width": size, "kernel": (kernel, kernel), "padding": padding}
+    function = conv2d(workload(core, inputs, outputs, bits, epilogue, strides=(stride, stride), **geometry), 1)
+    return Task(function, KINDS["conv2d"], core)
+
+
+def dense(core, samples: int, inputs: int, outputs: int, bits: int):
+    """A dense layer of binary weights over some samples."""
+    from tvmq.kernels.conv2d import conv2d
+    from tvmq.kernels.knobs import KINDS
+    from tvmq.tuning.tasks import Task
+
+    geometry = {"height": 1, "width": 1, "kernel": (1, 1), "padding": (0,) * 4, "strides": (1, 1)}
+    function = conv2d(workload(core, inputs, outputs, bits, "codes", **geometry), 1, samples)
+    return Task(function, KINDS["conv2d"], core)
+
+
+def workload(core, inputs: int, outputs: int, bits: int, epilogue: str, **geometry):
+    """A convolution of +1 and -1 with `bits` planes of activations; "codes" have as many planes, at most two."""
+    from tvmq.kernels.workload import Affine, Conv2dWorkload, Float, Thresholds
+
+    planes = min(bits, 2)
+    codes = Thresholds(2**planes - 1, tuple(range(2**planes)), planes)
+    if bits > 2:  # the first layer of a binary network
+        codes = Thresholds(1, (0, 1), 1)
+    epilogues = {
+        "codes": codes,
+        "affine": Affine(),
+        "shortcut": Float("affine", shortcut=True, store=True, thresholds=None),
+        "shortcut, codes": Float("affine", shortcut=True, store=True, thresholds=codes),
+    }
+    return Conv2dWorkload(
+        in_channels=inputs,
+        out_channels=outputs,
+        dilation=(1, 1),
+        activation_planes=bits,
+        weight_planes=1,
+        combine="xor",
+        plane_class=tuple((plane,) for plane in range(bits)),
+        class_multiplier=tuple(-(2**plane) for plane in range(bits)),
+        activation_multiplier=(0,) * bits,
+        row_classes=1,
+        col_classes=1,
+        word_bits=core.word_bits,
+        lanes=core.lanes,
+        epilogue=epilogues[epilogue],
+        **geometry,
+    )
+
+
+def tune(core, groups: dict, options: argparse.Namespace) -> None:
+    """Tune one kernel after another, in the order of the groups."""
+    from tvmq.tuning import tune_kernels
+
+    for name, tasks in groups.items():
+        for item in tasks:
+            started = time.monotonic()
+            result = tune_kernels([item], core, trials=options.trials, output=options.output)
+            (kernel,) = result.kernels
+            line = str(result).splitlines()[2]
+            note = "" if kernel.known else f" in {time.monotonic() - started:.0f} s"
+            print(f"{name}: {line} (spread {kernel.record.spread:.3f}){note}", flush=True)
+
+
+def check(title: str, tasks: list, core, output: Path | None) -> None:
+    """Compare what few trials find with the best of all points."""
+    from tvmq.tuning.hosts import LocalHost
+    from tvmq.tuning.journal import Journal
+    from tvmq.tuning.search import Search
+
+    item = next((item for item in tasks if item.title == title), None)
+    if item is None:
+        sys.exit(f"no kernel '{title}'; --list prints them")
+    with tempfile.TemporaryDirectory() as folder:
+        search = Search(item, LocalHost(core), Journal(Path(folder), "check", {}))
+        started = time.monotonic()
+        search.run(CHECK_TRIALS)
+        found = search.finals()
+        seconds = time.monotonic() - started
+        few = search.finalists(1)[0]
+        search.run(len(search.points))
+        best = search.finals()
+        all_points = search.finalists(8)
+    winner = found[0] if found is not None else search.points[0]
+    rivals = [best[0] if best is not None else search.points[0], *all_points]
+    times = Search(item, LocalHost(core), Journal(Path(folder), "final", {}), default=winner)
+    ratios = [paired.ratio for paired in times.measure(rivals, CHECK_ROUNDS) if not isinstance(paired, str)]
+    result = {
+        "kernel": title,
+        "points": len(search.points),
+        "trials": CHECK_TRIALS,
+        "seconds": round(seconds, 1),
+        "found": winner,
+        "found_before_finals": few,
+        "speedup_over_default": 1.0 if found is None else round(1 / found[1].ratio, 4),
+        "best_of_all_points": rivals[0],
+        "time_of_best_over_found": round(min(ratios), 4),
+    }
+    print(json.dumps(result, indent=2))
+    if output is not None:
+        temporary = output.with_suffix(".part")
+        temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(output)
+
+
+if __name__ == "__main__":
+    main()
