@@ -15,11 +15,11 @@ import pytest
 import tvm
 from tvm import relax, tirx
 
-from tvmq.dialect import fused_multiply_add
+from tvmq.dialect import fused_multiply_add, line_index
 from tvmq.kernels.conv2d import conv2d
-from tvmq.kernels.packing import pack_activations, pack_weights
+from tvmq.kernels.packing import pack_activations, pack_bytes, pack_weight_bytes, pack_weights
 from tvmq.kernels.schedule import Conv2dKnobs, apply_knobs, schedule
-from tvmq.kernels.workload import Conv2dWorkload, Integer, Thresholds
+from tvmq.kernels.workload import Conv2dWorkload, Dot, Integer, Thresholds
 from tvmq.runtime.emulator import run_emulated
 from tvmq.runtime.toolchain import cached_runner, export_library
 from tvmq.target import Target, get_target
@@ -73,9 +73,11 @@ def _host_families() -> list[Family]:
         return [dataclasses.replace(CROSS["aarch64"], llvm=_llvm("generic"))]
     flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
     fallback = _llvm("haswell" if "avx2" in flags else "x86-64")
-    needed = {"vpopcntdq": "avx512_vpopcntdq", "avx512bw": "avx512bw", "avx2": "avx2"}
+    needed = {"vpopcntdq": "avx512_vnni", "avx512bw": "avx512bw", "avx2": "avx2"}
     families = [
-        family if needed[family.name] in flags else dataclasses.replace(family, llvm=fallback)
+        family
+        if needed[family.name] in flags
+        else dataclasses.replace(family, llvm=fallback, dot=None if family.dot_lanes == 16 else family.dot)
         for family in CROSS.values()
         if family.name in needed
     ]
@@ -109,6 +111,12 @@ def make_workload(family: Family, **fields: Any) -> Conv2dWorkload:
         "epilogue": Thresholds(1, (0, 1), 1),
     }
     return Conv2dWorkload(**{**defaults, **fields})
+
+
+def make_dot(family: Family, pair_bound: int = 65280, gathered: bool = False, **fields: Any) -> Conv2dWorkload:
+    """The same of bytes."""
+    dot = Dot(8, 8, pair_bound, gathered)
+    return make_workload(family, combine="dot", class_multiplier=(1,), lanes=family.dot_lanes, dot=dot, **fields)
 
 
 def planes(activations: int, weights: int, corrected: bool = True) -> dict[str, Any]:
@@ -147,7 +155,7 @@ def pair_counts(workload: Conv2dWorkload, image: np.ndarray, weights: np.ndarray
     view = windows(image, workload).astype(np.int64)
     flat = view.reshape(*view.shape[:4], -1)
     filters = weights.reshape(*weights.shape[:2], -1).astype(np.int64)
-    if workload.combine == "and":
+    if workload.combine != "xor":
         return np.stack([[activation @ weight.T for weight in filters] for activation in flat])
     return np.stack([[a @ (1 - weight).T + (1 - a) @ weight.T for weight in filters] for a in flat])
 
@@ -161,7 +169,10 @@ def convolve(workload: Conv2dWorkload, image: np.ndarray, weights: np.ndarray) -
     return result + np.einsum("i,i...->...", np.array(workload.activation_multiplier), activations)[..., None]
 
 
-def _pack_codes(codes: np.ndarray, planes: int, word_bits: int) -> np.ndarray:
+def _pack_codes(codes: np.ndarray, epilogue: Thresholds, workload: Conv2dWorkload) -> np.ndarray:
+    planes, word_bits = epilogue.planes, workload.word_bits
+    if workload.writes_bytes:
+        return pack_bytes(codes.astype(np.uint8).transpose(0, 3, 1, 2), workload.out_words)
     bits = np.stack([codes >> plane & 1 for plane in range(planes)]).astype(bool)
     return pack_activations(bits.transpose(0, 1, 4, 2, 3), word_bits)
 
@@ -177,11 +188,18 @@ def _integer_constants(workload: Conv2dWorkload, result: np.ndarray, at: Any, ra
         bias = random.integers(-1000, 1000, shape).astype(np.int32)
         return [bias], [(result + at(bias)).astype(np.int32)]
     middle, spread = int(np.median(result)), int(result.std()) + 1
+    if epilogue.arithmetic != "compare":
+        slope = (random.uniform(0.2, 2, shape[2]) * epilogue.count / (4 * spread)).astype(epilogue.arithmetic)
+        intercept = (epilogue.count / 2 - slope * middle + random.normal(size=shape)).astype(epilogue.arithmetic)
+        slope[workload.out_channels :] = intercept[..., workload.out_channels :] = 0
+        used = slope[: workload.out_channels]
+        level = line_index(result, used, at(intercept), epilogue.count)
+        return [slope, intercept], [_pack_codes(np.array(epilogue.codes)[level], epilogue, workload)]
     thresholds = random.integers(middle - 2 * spread, middle + 2 * spread + 1, (epilogue.count, *shape))
     thresholds = np.sort(thresholds, axis=0).astype(np.int32)
     thresholds[..., workload.out_channels :] = np.iinfo(np.int32).max
     level = sum((result >= at(row)).astype(int) for row in thresholds)
-    return [thresholds], [_pack_codes(np.array(epilogue.codes)[level], epilogue.planes, workload.word_bits)]
+    return [thresholds], [_pack_codes(np.array(epilogue.codes)[level], epilogue, workload)]
 
 
 def _affine_constants(
@@ -228,7 +246,7 @@ def _float_codes(workload: Conv2dWorkload, numbers: np.ndarray, random: np.rando
     thresholds[:, :channels][always] = -np.inf
     level = (signed >= thresholds[:, None, None, None, :channels]).sum(0)
     codes = np.array(epilogue.codes)[level]
-    return [direction, thresholds], [_pack_codes(codes, epilogue.planes, workload.word_bits)]
+    return [direction, thresholds], [_pack_codes(codes, epilogue, workload)]
 
 
 def _constants(
@@ -294,6 +312,17 @@ def scheduled(function: tirx.PrimFunc, family: Family) -> tirx.PrimFunc:
     return result
 
 
+def _bytes(image: tuple, weight: tuple, dot: Dot, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Activations and weights whose products in pairs stay below the bound, the largest ones among them."""
+    most = min(128, dot.pair_bound // (2 * 255))
+    weights = random.integers(-most, min(most, 127) + 1, weight)
+    extreme = random.random(weight) < 0.3
+    weights[extreme] = random.choice([-most, min(most, 127)], weight)[extreme]
+    codes = random.integers(0, 256, image, dtype=np.uint8)
+    codes[random.random(image) < 0.3] = 255
+    return codes, weights
+
+
 def conv2d_case(
     workload: Conv2dWorkload,
     family: Family,
@@ -308,11 +337,20 @@ def conv2d_case(
     """A scheduled convolution of random bits, its arguments and its outputs; a width makes the width symbolic."""
     random = np.random.default_rng(seed)
     columns = workload.width if width is None else width
-    image = random.random((workload.activation_planes, batch, workload.in_channels, workload.height, columns)) < 0.5
+    image_shape = (workload.activation_planes, batch, workload.in_channels, workload.height, columns)
     shape = (workload.weight_planes, workload.out_channels, *workload.kernel, workload.in_channels)
-    weights = random.random(shape) < 0.5
+    if workload.dot is None:
+        image, weights = random.random(image_shape) < 0.5, random.random(shape) < 0.5
+        packed = [
+            pack_activations(image, workload.word_bits),
+            pack_weights(weights, workload.word_bits, workload.lanes),
+        ]
+    else:
+        image, weights = _bytes(image_shape, shape, workload.dot, random)
+        padded, gathered = workload.out_channels_padded, workload.dot.gathered
+        units = pack_weight_bytes(weights[0], workload.lanes, padded, gathered)
+        packed = [pack_bytes(image[0], workload.in_words), units]
     constants, expected = _constants(workload, image, weights, random, nan, magnitude)
-    packed = [pack_activations(image, workload.word_bits), pack_weights(weights, workload.word_bits, workload.lanes)]
     symbols = (tirx.Var("n", "int64") if symbolic else batch, None if width is None else tirx.Var("w", "int64"))
     function = conv2d(workload, *symbols)
     ready = scheduled(function, family) if knobs is None else apply_knobs(function, knobs)
@@ -382,6 +420,7 @@ def reference() -> SimpleNamespace:
         conv2d_case=conv2d_case,
         emulate=emulate,
         families=CROSS,
+        make_dot=make_dot,
         make_workload=make_workload,
         planes=planes,
         run_function=run_function,

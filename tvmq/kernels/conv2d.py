@@ -167,11 +167,10 @@ class _Builder:
         length = workload.kernel[0] * taps
 
         def byte(n: Any, y: Any, x: Any, plane: Any, position: Any) -> Any:
-            row, column = self.window(y, x, position // taps, position % taps // channels)
-            value = image[n, row, column, plane, position % channels]
-            if length == workload.window_bytes:
-                return value
-            return tirx.if_then_else(position < length, value, tirx.const(0, "uint8"))
+            # What follows the last byte meets zero weights; repeating that byte keeps every read inside the window.
+            place = tirx.min(position, length - 1)
+            row, column = self.window(y, x, place // taps, place % taps // channels)
+            return image[n, row, column, plane, place % channels]
 
         shape = (self.batch, workload.out_height, self.tiled_width, 1, workload.window_bytes)
         return te.compute(shape, byte, name="gather")
@@ -494,7 +493,7 @@ class _Builder:
         def index(n: Any, y: Any, x: Any, *rest: Any) -> Any:
             channel = self.channel(*rest)
             start = intercept(*classes(y, x), channel)
-            height = fused_multiply_add(value(n, y, x, *rest).astype(dtype), slope[channel], start)
+            height = fused_multiply_add(value(n, y, x, *rest).astype(dtype), slope[channel], start, dtype)
             zero, most = tirx.const(0, dtype), tirx.const(epilogue.count, dtype)
             return tirx.min(tirx.max(height, zero), most).astype("int32")
 
@@ -534,7 +533,8 @@ class _Builder:
         def mask(n: Any, y: Any, x: Any, plane: Any, group: Any, vector: Any, lane: Any) -> Any:
             """A byte of ones where the bit is set, which is what a vector register can hand to a scalar one."""
             ones, zeros = tirx.const(-1, "int8"), tirx.const(0, "int8")
-            if codes is not None:
+            if codes is not None or reached is None:
+                assert codes is not None
                 bit = tirx.bitwise_and(tirx.shift_right(codes[n, y, x, group, vector, lane], plane), 1) != 0
                 result = tirx.Select(bit, ones, zeros)
             else:
@@ -609,7 +609,7 @@ def code_shift(codes: tuple[int, ...]) -> tuple[int, int] | None:
     return None
 
 
-def fused_multiply_add(factor: Any, other: Any, addend: Any) -> Any:
+def fused_multiply_add(factor: Any, other: Any, addend: Any, dtype: str = "float32") -> Any:
     """``factor * other + addend`` in float32 or float64, rounded once on every target.
 
     `tirx.fma` becomes ``llvm.fmuladd``, which may round twice; and LLVM may contract a product and a sum by itself.
@@ -617,14 +617,16 @@ def fused_multiply_add(factor: Any, other: Any, addend: Any) -> Any:
     Parameters
     ----------
     factor, other, addend : PrimExpr
-        Numbers of one type.
+        Numbers of that type.
+    dtype : {"float32", "float64"}
+        Their type.
 
     Returns
     -------
     result : PrimExpr
         A call of ``llvm.fma``.
     """
-    return tirx.call_llvm_pure_intrin(addend.ty.dtype, "llvm.fma", factor, other, addend)
+    return tirx.call_llvm_pure_intrin(dtype, "llvm.fma", factor, other, addend)
 
 
 def vector_piece(workload: Conv2dWorkload) -> int:

@@ -14,6 +14,7 @@ from tvm import s_tir, tirx
 
 from tvmq.kernels import arm, x86
 from tvmq.kernels.conv2d import KERNEL_ATTRIBUTE, WORKLOAD_ATTRIBUTE, tiled_width, vector_piece
+from tvmq.kernels.gather import register_gather
 from tvmq.kernels.layout import schedule_channels_first
 from tvmq.kernels.tiling import register_tile
 from tvmq.kernels.weight_only import schedule_weight_only
@@ -295,7 +296,8 @@ def _schedule_conv2d(sch: s_tir.Schedule, workload: Conv2dWorkload, knobs: Conv2
         outer -= len(tasks) - 1
     sch.compute_at(blocks["accumulate"], pixel_outer, preserve_unit_loops=True)
     if "gather" in blocks:
-        _schedule_gather(sch, blocks["gather"], row_outer)
+        alone = int(sch.get(group_outer).extent) == 1 if not knobs.parallel else False
+        _schedule_gather(sch, blocks["gather"], pixel_outer if alone else row_outer, workload)
     _place_reduction(sch, blocks, workload, knobs)
     for name in epilogue[1:]:
         place = sch.compute_at if name == "addend" else sch.reverse_compute_at
@@ -306,10 +308,12 @@ def _schedule_conv2d(sch: s_tir.Schedule, workload: Conv2dWorkload, knobs: Conv2
     _schedule_prologue(sch, blocks)
 
 
-def _schedule_gather(sch: s_tir.Schedule, gather: Any, row: Any) -> None:
-    """Windows are copied where they are used."""
+def _schedule_gather(sch: s_tir.Schedule, gather: Any, row: Any, workload: Conv2dWorkload) -> None:
+    """Windows are copied where they are used: row by row of a window, if its columns are neighbours."""
     sch.compute_at(gather, row, preserve_unit_loops=True)
-    sch.unroll(sch.get_loops(gather)[-1])
+    position = sch.get_loops(gather)[-1]
+    if workload.dilation[1] == 1:
+        sch.tensorize(position, register_gather(*workload.kernel, workload.in_channels, workload.dilation[0]))
 
 
 def _power_of_two(number: int, most: int) -> int:

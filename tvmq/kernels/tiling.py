@@ -53,9 +53,12 @@ _LOOP = 2.0
 
 def _costs(workload: Conv2dWorkload, registers: int | None) -> _Costs:
     """Registers and instruction counts, which follow from the lanes: 16 words of 32 bits, or 16, 32, 64 bytes."""
+    if workload.dot is not None and workload.word_bits == 32:
+        # A dot product instruction; loads and broadcasts run beside it.
+        return _Costs(32, 0, update=1, broadcast=0.1, load=0.1)
     if workload.dot is not None:
-        # Loads and broadcasts run beside the products; without a dot product instruction there are more temporaries.
-        return _Costs(32, 0, update=1, broadcast=0.1, load=0.1) if workload.lanes == 16 else _Costs(16, 4, 3, 0.5, 0.5)
+        # The halves of weights and activations, and their mask.
+        return _Costs(32 if workload.lanes == 16 else 16, 4 if workload.lanes == 8 else 6, 3, 0.5, 0.5)
     if workload.word_bits == 32:
         return _Costs(registers or 32, 2, update=3, broadcast=0, load=0.5)
     if workload.lanes == 16:
