@@ -14,9 +14,10 @@ from tvm import s_tir, tirx
 
 from tvmq.kernels import arm, x86
 from tvmq.kernels.conv2d import KERNEL_ATTRIBUTE, WORKLOAD_ATTRIBUTE, tiled_width, vector_piece
+from tvmq.kernels.float_planes import schedule_float_planes
+from tvmq.kernels.float_products import schedule_float_product
 from tvmq.kernels.layout import schedule_channels_first
 from tvmq.kernels.tiling import register_tile
-from tvmq.kernels.weight_only import schedule_weight_only
 from tvmq.kernels.workload import Conv2dWorkload
 
 __all__ = ["Conv2dKnobs", "TargetLike", "apply_knobs", "default_knobs", "schedule"]
@@ -197,8 +198,10 @@ def schedule(function: tirx.PrimFunc, target: TargetLike) -> tirx.PrimFunc | Non
         workload = Conv2dWorkload.from_json(str(function.attrs[WORKLOAD_ATTRIBUTE]))
         width = _integer(function.params[-1].shape[2])
         return apply_knobs(function, _knobs(workload, target, width, tiled_width(workload, width)))
-    if str(kernel) == "weight_only":
-        return schedule_weight_only(function, target).with_attr("tirx.is_scheduled", True)
+    if str(kernel) == "float_product":
+        return schedule_float_product(function, target).with_attr("tirx.is_scheduled", True)
+    if str(kernel) == "float_planes":
+        return schedule_float_planes(function, target).with_attr("tirx.is_scheduled", True)
     sch = s_tir.Schedule(function)
     if str(kernel) == "bitpack":
         _schedule_bitpack(sch, target)
