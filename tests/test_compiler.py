@@ -124,13 +124,13 @@ def test_first_layer_by_sign():
 def test_float_first_and_last_layer_stay_float():
     bundle = check(prepared(convnet(), first_layer="float", last_layer="float"), images(2), "host", 1e-4)
     rows = bundle.layers("host")
-    assert [row["kernel"] for row in rows] == ["float", *["bitserial xor"] * 3, "float"]
+    assert [row["kernel"] for row in rows] == ["float conv2d", *["bitserial xor"] * 3, "float dense"]
     assert rows[0]["reason"] == rows[-1]["reason"] == "its input is not quantized"
 
 
 def test_skipped_layers_stay_float_between_packed_ones():
     bundle = check(prepared(convnet(), skip=("7",)), images(2), "host", 1e-4)
-    assert [row["kernel"] for row in bundle.layers("host")][2] == "float"
+    assert [row["kernel"] for row in bundle.layers("host")][2] == "float conv2d"
 
 
 @pytest.mark.parametrize("module, channels", [(Residual, 3), (Concat, 3)])
@@ -144,7 +144,7 @@ def test_a_network_with_nothing_to_quantize():
     model = tvmq.load(module, (x,))
     bundle = tvmq.compile(model)
     np.testing.assert_allclose(bundle.run(x.numpy())[0], module(x).detach().numpy(), atol=1e-5)
-    assert {row["kernel"] for row in bundle.layers("host")} == {"float"}
+    assert {row["kernel"] for row in bundle.layers("host")} == {"float conv2d", "float dense"}
 
 
 def test_dynamic_batch():

@@ -9,9 +9,10 @@ exact integers
     ``conv2d`` and ``dense`` take codes and give int32 dot products in units of both scales; ``threshold`` turns
     those into the next layer's codes (``float_threshold`` does so with floats), ``affine`` turns them into floats,
     ``max_pool2d`` works on codes.
-float32 times low-bit weights
+float32 times low-bit weights, or float32
     ``weight_only_conv2d`` and ``weight_only_dense`` take floats and constant codes and give floats, in a fixed order of
-    additions; ``packed_weight_only`` is their kernel.
+    additions; so do ``float_conv2d`` and ``float_dense`` with constant floats; ``packed_float_product`` is the kernel
+    of both.
 packed
     ``bitpack``, ``im2col_bitpack``, ``bitunpack`` and ``channels_first`` change layout, ``bitserial_conv2d`` is one
     fused kernel from packed codes to packed codes (or to integers or floats), ``packed_max_pool2d`` pools words.
@@ -35,9 +36,9 @@ from tvm.ir import Call, GenericConst, Op, TupleType, make_node, register_op_att
 
 from tvmq import errors
 from tvmq.bitplanes import BasisTerms, Encoding, window_classes
+from tvmq.kernels.float_workload import FloatWorkload, unpack_weights
 from tvmq.kernels.packing import pack_activations, pack_bytes, unpack_activations
 from tvmq.kernels.sequential import sequential_product
-from tvmq.kernels.weight_only import WeightOnlyWorkload, unpack_codes
 from tvmq.kernels.workload import Conv2dWorkload, Integer, Thresholds, padded_bytes
 
 __all__ = [
@@ -62,7 +63,10 @@ __all__ = [
     "dequantize",
     "encoding_constants",
     "encoding_of",
+    "float_conv2d",
+    "float_dense",
     "float_threshold",
+    "float_workload",
     "fused_multiply_add",
     "im2col_bitpack",
     "is_call",
@@ -70,8 +74,8 @@ __all__ = [
     "line_index",
     "max_pool2d",
     "operand_encodings",
+    "packed_float_product",
     "packed_max_pool2d",
-    "packed_weight_only",
     "pair",
     "quantize",
     "sides",
@@ -80,13 +84,15 @@ __all__ = [
     "weight_encoding",
     "weight_only_conv2d",
     "weight_only_dense",
-    "weight_only_workload",
     "workload_of",
 ]
 
 # A pass is called through C++, which hands an error on by the name of its class: these are ours.
 for _name in ("BundleError", "InputError", "ModelError", "TargetError", "ToolchainError", "UnsupportedOperatorError"):
     tvm_ffi.register_error(_name, getattr(errors, _name))
+
+_LARGEST_GATHER = 2**24
+"""Elements of windows that a reference copies at a time: some 64 MiB."""
 
 Reference = Callable[..., Any]
 REFERENCES: dict[str, Reference] = {}
@@ -679,25 +685,37 @@ def weight_encoding(call: Call) -> Encoding:
     return Encoding(np.array(_integers(call.attrs["w_coefficients"])), np.array(int(call.attrs["w_offset"])))
 
 
-def _scaled_product(matrix: np.ndarray, units: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """(M, K) floats times (O, K) integers times (O,) scales."""
+def _dense_product(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """(N, K) floats times (O, K) floats."""
     with np.errstate(all="ignore"):
-        return sequential_product(matrix, units.reshape(len(units), -1).T.astype(np.float32)) * scale
+        return np.ascontiguousarray(sequential_product(w[None], x.T[None])[0].T)
 
 
-def _window_product(x: np.ndarray, units: np.ndarray, scale: np.ndarray, attrs: Any) -> np.ndarray:
-    """(N, C, H, W) floats convolved with (O, C, KH, KW) integers."""
-    windows = _windows(x, pair(units.shape[2:]), attrs)
-    batch, _, rows, columns = windows.shape[:4]
-    matrix = windows.transpose(0, 2, 3, 1, 4, 5).reshape(batch * rows * columns, -1)
-    product = _scaled_product(matrix, units, scale).reshape(batch, rows, columns, len(units))
-    return np.ascontiguousarray(product.transpose(0, 3, 1, 2))
+def _window_product(x: np.ndarray, w: np.ndarray, attrs: Any, groups: int = 1) -> np.ndarray:
+    """(N, C, H, W) floats convolved with (O, C / groups, KH, KW) floats, a few samples at a time."""
+    windows = _windows(x, pair(w.shape[2:]), attrs)
+    batch, channels, rows, columns = windows.shape[:4]
+    matrices = np.ascontiguousarray(w.reshape(groups, len(w) // groups, -1), np.float32)
+    result = np.empty((batch, len(w), rows, columns), np.float32)
+    step = max(1, _LARGEST_GATHER // max(1, windows[:1].size))
+    for start in range(0, batch, step):
+        piece = windows[start : start + step].transpose(1, 4, 5, 0, 2, 3)
+        samples = piece.reshape(groups, channels // groups * w.shape[2] * w.shape[3], -1)
+        product = sequential_product(matrices, samples).reshape(len(w), -1, rows, columns)
+        result[start : start + step] = product.transpose(1, 0, 2, 3)
+    return result
+
+
+def _scaled(product: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """A product per channel, along axis 1."""
+    with np.errstate(all="ignore"):
+        return product * (_per_channel(scale, product.ndim) if scale.ndim else scale)
 
 
 _define(
     "weight_only_conv2d",
     lambda call: relax.TensorType(_shape_of_conv2d(call), "float32"),
-    lambda call, x, w, scale: _window_product(x, weight_encoding(call).units(w), scale, call.attrs),
+    lambda call, x, w, scale: _scaled(_window_product(x, weight_encoding(call).units(w), call.attrs), scale),
 )
 
 
@@ -721,7 +739,76 @@ def weight_only_dense(x: relax.Expr, w: relax.Expr, scale: relax.Expr, w_encodin
 _define(
     "weight_only_dense",
     lambda call: relax.TensorType([_shape(call.args[0])[0], _shape(call.args[1])[0]], "float32"),
-    lambda call, x, w, scale: _scaled_product(x, weight_encoding(call).units(w), scale),
+    lambda call, x, w, scale: _scaled(_dense_product(x, weight_encoding(call).units(w)), scale),
+)
+
+
+# --- float32 times float32 ----------------------------------------------------------------------------------------
+
+
+def float_conv2d(
+    x: relax.Expr,
+    w: relax.Expr,
+    strides: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0, 0, 0),
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
+) -> Call:
+    """Convolution of floats with constant float weights; padding is zero.
+
+    Parameters
+    ----------
+    x : float32 of shape (N, C, H, W)
+    w : float32 of shape (O, C / groups, KH, KW)
+    strides, dilation : (int, int)
+    padding : (top, left, bottom, right)
+    groups : int
+
+    Returns
+    -------
+    Call of type float32, shape (N, O, OH, OW)
+
+    Notes
+    -----
+    The products of an output are added one after the other in the order (channel, kernel row, kernel column), each in
+    a fused multiply-add, from 0 on, those with the padding's zeros included.  So every target computes the same bits.
+    """
+    return _call(
+        "float_conv2d",
+        [x, w],
+        strides=_integers(strides),
+        padding=_integers(padding),
+        dilation=_integers(dilation),
+        groups=int(groups),
+    )
+
+
+_define(
+    "float_conv2d",
+    lambda call: relax.TensorType(_shape_of_conv2d(call), "float32"),
+    lambda call, x, w: _window_product(x, w, call.attrs, int(call.attrs["groups"])),
+)
+
+
+def float_dense(x: relax.Expr, w: relax.Expr) -> Call:
+    """Matrix product of floats with constant float weights; see :func:`float_conv2d`.
+
+    Parameters
+    ----------
+    x : float32 of shape (N, K)
+    w : float32 of shape (O, K)
+
+    Returns
+    -------
+    Call of type float32, shape (N, O)
+    """
+    return _call("float_dense", [x, w])
+
+
+_define(
+    "float_dense",
+    lambda call: relax.TensorType([_shape(call.args[0])[0], _shape(call.args[1])[0]], "float32"),
+    lambda _call, x, w: _dense_product(x, w),
 )
 
 
@@ -1274,17 +1361,19 @@ _define("packed_max_pool2d", _packed_max_pool2d_type, _packed_max_pool2d_referen
 _define("byte_max_pool2d", _packed_max_pool2d_type, _byte_max_pool2d_reference)
 
 
-def packed_weight_only(
-    data: relax.Expr, weight: relax.Expr, scale: relax.Expr, workload: WeightOnlyWorkload, layer: str = ""
+def packed_float_product(
+    data: relax.Expr, weight: relax.Expr, constants: Sequence[relax.Expr], workload: FloatWorkload, layer: str = ""
 ) -> Call:
-    """One kernel that decodes packed weights while it multiplies floats with them.
+    """One kernel that multiplies floats with weights, which it decodes if they are packed, and what follows.
 
     Parameters
     ----------
     data : float32 of shape (N, C, H, W) or (N, K)
-    weight : packed codes, see :func:`tvmq.kernels.weight_only.pack_codes`
-    scale : float32, one per output channel, padded to whole vectors
-    workload : WeightOnlyWorkload
+    weight : packed weights, see :func:`tvmq.kernels.float_products.pack_weights`
+    constants : expressions
+        What the workload asks for: scale and bias, float32, one per output channel, padded to whole vectors; and the
+        shortcut, of the output's shape.
+    workload : FloatWorkload
     layer : str
         The layer's name, for reports.
 
@@ -1292,31 +1381,48 @@ def packed_weight_only(
     -------
     Call of type float32, shape (N, O, OH, OW) or (N, O)
     """
-    return _call("packed_weight_only", [data, weight, scale], workload=workload.to_json(), layer=layer)
+    return _call("packed_float_product", [data, weight, *constants], workload=workload.to_json(), layer=layer)
 
 
-def weight_only_workload(call: Call) -> WeightOnlyWorkload:
-    """The workload of a ``tvmq.packed_weight_only``."""
-    return WeightOnlyWorkload.from_json(str(call.attrs["workload"]))
+def float_workload(call: Call) -> FloatWorkload:
+    """The workload of a ``tvmq.packed_float_product``."""
+    return FloatWorkload.from_json(str(call.attrs["workload"]))
 
 
-def _packed_weight_only_type(call: Call) -> relax.TensorType:
-    workload = weight_only_workload(call)
+def _packed_float_product_type(call: Call) -> relax.TensorType:
+    workload = float_workload(call)
     size = [] if workload.dense else [workload.out_height, workload.out_width]
     return relax.TensorType([_shape(call.args[0])[0], workload.out_channels, *size], "float32")
 
 
-def _packed_weight_only_reference(call: Call, data: np.ndarray, weight: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    workload = weight_only_workload(call)
-    units = workload.encoding.units(unpack_codes(weight, workload))
-    used = scale[: workload.out_channels]
+def _packed_float_product_reference(
+    call: Call, data: np.ndarray, weight: np.ndarray, *constants: np.ndarray
+) -> np.ndarray:
+    workload = float_workload(call)
+    rest = list(constants)
+    numbers = unpack_weights(weight, workload)
     if workload.dense:
-        return _scaled_product(data, units, used)
-    attrs = {"strides": workload.strides, "padding": workload.padding, "dilation": workload.dilation}
-    return _window_product(data, units.reshape(len(units), workload.in_channels, *workload.kernel), used, attrs)
+        result = _dense_product(data, numbers)
+    else:
+        attrs = {"strides": workload.strides, "padding": workload.padding, "dilation": workload.dilation}
+        filters = numbers.reshape(len(numbers), -1, *workload.kernel)
+        result = _window_product(data, filters, attrs, workload.groups)
+    if workload.is_packed:
+        result = _scaled(result, rest.pop(0)[: workload.out_channels])
+    with np.errstate(all="ignore"):
+        if workload.bias:
+            result = result + _per_channel(rest.pop(0)[: workload.out_channels], result.ndim)
+        if workload.shortcut:
+            result = result + rest.pop(0)
+        # As TVM selects: a comparison that NaN fails.
+        if workload.high is not None:
+            result = np.where(result < np.float32(workload.high), result, np.float32(workload.high))
+        if workload.low is not None:
+            result = np.where(result > np.float32(workload.low), result, np.float32(workload.low))
+    return result
 
 
-_define("packed_weight_only", _packed_weight_only_type, _packed_weight_only_reference)
+_define("packed_float_product", _packed_float_product_type, _packed_float_product_reference)
 
 
 def constant(array: np.ndarray) -> relax.Expr:

@@ -25,10 +25,12 @@ from tvm import tirx
 
 from tvmq.clock import Clock
 from tvmq.errors import TargetError
-from tvmq.kernels.conv2d import conv2d
+from tvmq.kernels.conv2d import WORKLOAD_ATTRIBUTE, conv2d
+from tvmq.kernels.float_planes import float_planes
+from tvmq.kernels.float_products import float_product
+from tvmq.kernels.float_workload import FloatWorkload, vector_unit
 from tvmq.kernels.schedule import schedule
-from tvmq.kernels.weight_only import WeightOnlyWorkload, vector_unit, weight_only
-from tvmq.kernels.workload import Conv2dWorkload, Thresholds
+from tvmq.kernels.workload import Conv2dWorkload, Dot, Thresholds
 from tvmq.target import HOST, Target, load_target
 
 __all__ = ["KernelRate", "calibrated", "check_destination", "kernel_rates", "write_target"]
@@ -96,11 +98,22 @@ def _binary(core: Target) -> Iterator[_Case]:
         yield _Case("binary", f"conv 3x3 {size}x{size}x{channels}", workload.macs, conv2d(workload, 1))
 
 
+def _int8(core: Target) -> Iterator[_Case]:
+    """The same convolutions of bytes, where the core has an instruction for them."""
+    if core.dot is None:
+        return
+    operands = Dot(activation_bits=8, weight_bits=8, pair_bound=2 * 255 * 127)
+    for case in _binary(core):
+        binary = Conv2dWorkload.from_json(str(case.function.attrs[WORKLOAD_ATTRIBUTE]))
+        workload = dataclasses.replace(binary, combine="dot", class_multiplier=(1,), lanes=core.dot_lanes, dot=operands)
+        yield _Case("int8", case.workload, workload.macs, conv2d(workload, 1))
+
+
 def _float32(core: Target) -> Iterator[_Case]:
     lanes, registers = vector_unit(core)
 
-    def workload(size: int, channels: int, kernel: int) -> WeightOnlyWorkload:
-        return WeightOnlyWorkload(
+    def workload(size: int, channels: int, kernel: int) -> FloatWorkload:
+        return FloatWorkload(
             height=size,
             width=size,
             in_channels=channels,
@@ -110,7 +123,7 @@ def _float32(core: Target) -> Iterator[_Case]:
             padding=(kernel // 2,) * 4,
             dilation=(1, 1),
             dense=kernel == 1,
-            coefficients=(1, -2),
+            coefficients=(),
             offset=0,
             lanes=lanes,
             registers=registers,
@@ -118,15 +131,15 @@ def _float32(core: Target) -> Iterator[_Case]:
 
     for size, channels in SHAPES:
         convolution = workload(size, channels, 3)
-        name = f"conv 3x3 {size}x{size}x{channels} with 2-bit weights"
-        yield _Case("float32", name, convolution.macs, weight_only(convolution, 1))
+        function = float_planes(convolution, 1) if convolution.pixel_lanes else float_product(convolution, 1)
+        yield _Case("float32", f"conv 3x3 {size}x{size}x{channels}", convolution.macs, function)
     dense = workload(1, DENSE_SIZE, 1)
-    name = f"dense {DENSE_SIZE}x{DENSE_SIZE} with 2-bit weights, batch {DENSE_BATCH}"
-    yield _Case("float32", name, DENSE_BATCH * dense.macs, weight_only(dense, DENSE_BATCH))
+    name = f"dense {DENSE_SIZE}x{DENSE_SIZE}, batch {DENSE_BATCH}"
+    yield _Case("float32", name, DENSE_BATCH * dense.macs, float_product(dense, DENSE_BATCH))
 
 
-CASES: Mapping[str, Callable[[Target], Iterator[_Case]]] = {"binary": _binary, "float32": _float32}
-"""Kernels by kind.  A kind that is missing here has none of tvmq's own, and keeps the value of its file."""
+CASES: Mapping[str, Callable[[Target], Iterator[_Case]]] = {"binary": _binary, "int8": _int8, "float32": _float32}
+"""Kernels by kind.  A kind without a kernel on a core keeps the value of its file."""
 
 
 def kernel_rates(
@@ -283,11 +296,11 @@ def _toml(core: Target, rates: list[KernelRate], processor: str) -> str:
     lines = [f"# MAC per cycle and core, measured on {processor} with tvmq's own kernels, median of the rounds:"]
     lines += [f"#   {rate.kind}: {rate.mac_per_cycle:.1f} in {rate.workload}" for rate in rates]
     if kept:
-        lines.append(f"# Not measured, as there is no kernel of that kind yet, but as given before: {', '.join(kept)}.")
+        lines.append(f"# Not measured, as there is no kernel of that kind, but as given before: {', '.join(kept)}.")
     for item in dataclasses.fields(Target):
         value = getattr(core, item.name)
         default = () if item.default is dataclasses.MISSING else item.default
-        if item.name not in ("name", "mac_per_cycle") and value is not None and value != default:
+        if item.name not in ("name", "board", "mac_per_cycle") and value is not None and value != default:
             lines.append(f"{item.name} = {_value(value)}")
     lines += ["", "[mac_per_cycle]", *(f"{kind} = {value!r}" for kind, value in core.mac_per_cycle.items())]
     return "\n".join(lines) + "\n"

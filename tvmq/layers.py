@@ -12,10 +12,11 @@ from tvm.ir import Call, GlobalVar
 
 from tvmq import dialect
 from tvmq.dialect import constant_array, constant_value, is_call
+from tvmq.kernels.float_workload import unpack_weights
 from tvmq.target import Target
 from tvmq.transform.kernel_choice import Rates, rates
 from tvmq.transform.schedule_kernels import SCHEDULE_ATTRIBUTE
-from tvmq.transform.select_weight_only import FEWEST_WEIGHTS, low_bit_weight
+from tvmq.transform.select_float_products import FEWEST_WEIGHTS, low_bit_weight
 
 __all__ = ["Layer", "LayerRows", "layer_rows"]
 
@@ -79,7 +80,7 @@ def _is_product(module: tvm.IRModule, variable: GlobalVar) -> bool:
         return False
     kernel = function.attrs.get("tvmq.kernel") if function.attrs else None
     if kernel is not None:
-        return str(kernel) in ("conv2d", "weight_only")
+        return str(kernel) in ("conv2d", "float_planes", "float_product")
     return any(operator in variable.name_hint for operator in ("conv2d", "matmul"))
 
 
@@ -103,8 +104,8 @@ def layer_rows(module: tvm.IRModule, core: Target) -> LayerRows:
             definitions[binding.var] = binding.value
             if is_call(binding.value, "tvmq.bitserial_conv2d"):
                 rows.layers.append(_bitserial(binding.value, core, rows.warnings))
-            elif is_call(binding.value, "tvmq.packed_weight_only"):
-                rows.layers.append(_weight_only(binding.value, core))
+            elif is_call(binding.value, "tvmq.packed_float_product"):
+                rows.layers.append(_float_product(binding.value, core, definitions))
             elif is_call(binding.value, *FLOAT_OPERATORS):
                 rows.layers.append(_float(binding.var, binding.value, core, definitions))
     return rows
@@ -156,36 +157,48 @@ def _rates(call: Call, core: Target, bits: tuple[int, int], weights: int) -> Rat
     return rates(core, workload.in_channels, taps, *bits, weights if single else 0)
 
 
-def _weight_only(call: Call, core: Target) -> Layer:
-    workload = dialect.weight_only_workload(call)
+def _float_product(call: Call, core: Target, definitions: dict[relax.Var, relax.Expr]) -> Layer:
+    workload = dialect.float_workload(call)
     operator = "dense" if workload.dense else "conv2d"
+    size = 4 * workload.out_channels * workload.length
+    if workload.is_packed:
+        kernel = f"weight-only {operator}"
+        reason = f"its input is not quantized; {workload.bits}-bit weights are decoded in registers"
+    else:
+        is_depthwise = 1 < workload.groups == workload.in_channels
+        kernel = "float depthwise" if is_depthwise else f"float {operator}"
+        weight = unpack_weights(constant_array(call.args[1]), workload)
+        reason = _why_float(call.args[0], weight, workload.groups, definitions)
     return Layer(
         name=str(call.attrs["layer"]),
         operator=operator,
         weight_bits=workload.bits,
         activation_bits=32,
-        kernel=f"weight-only {operator}",
-        reason=f"its input is not quantized; {workload.bits}-bit weights are decoded in registers",
+        kernel=kernel,
+        reason=reason,
         macs=workload.macs,
-        bytes_float=4 * workload.out_channels * workload.length,
-        bytes_packed=sum(constant_array(argument).nbytes for argument in call.args[1:]),
+        bytes_float=size,
+        bytes_packed=sum(constant_array(argument).nbytes for argument in call.args[1 : 3 if workload.is_packed else 2]),
         predicted_cycles=workload.macs / core.mac_per_cycle["float32"],
     )
 
 
 def _float(variable: relax.Var, call: Call, core: Target, definitions: dict[relax.Var, relax.Expr]) -> Layer:
+    """A product that is TVM's own: of two inputs, or of sizes that are not known."""
     weight = call.args[1]
     output = [int(size) for size in list(call.ty.shape)[1:] if isinstance(size, int | tirx.IntImm)]
-    taps = list(weight.ty.shape)[1:] if is_call(call, "relax.nn.conv2d") else list(weight.ty.shape)[:1]
-    macs = int(np.prod(output)) * int(np.prod([int(size) for size in taps]))
-    size = 4 * int(np.prod([int(extent) for extent in weight.ty.shape]))
+    is_convolution = is_call(call, "relax.nn.conv2d")
+    taps = list(weight.ty.shape)[1:] if is_convolution else list(weight.ty.shape)[-2:-1]
+    macs = int(np.prod(output)) * int(np.prod(_known(taps)))
+    size = 4 * int(np.prod(_known(weight.ty.shape)))
+    groups = int(call.attrs["groups"]) if is_convolution else 1
     return Layer(
         name=variable.name,
         operator=FLOAT_OPERATORS[call.op.name],
         weight_bits=32,
         activation_bits=32,
         kernel="float",
-        reason=_why_float(call, definitions),
+        reason=_why_float(call.args[0], constant_value(weight), groups, definitions),
         macs=macs,
         bytes_float=size,
         bytes_packed=size,
@@ -193,24 +206,25 @@ def _float(variable: relax.Var, call: Call, core: Target, definitions: dict[rela
     )
 
 
-def _why_float(call: Call, definitions: dict[relax.Var, relax.Expr]) -> str:
-    data = call.args[0]
+def _known(sizes: Any) -> list[int]:
+    return [int(size) for size in sizes if isinstance(size, int | tirx.IntImm)]
+
+
+def _why_float(
+    data: relax.Expr, weight: np.ndarray | None, groups: int, definitions: dict[relax.Var, relax.Expr]
+) -> str:
     quantized = isinstance(data, relax.Var) and is_call(definitions.get(data), "tvmq.dequantize")
     if not quantized:
-        return "its input is not quantized" + _why_not_weight_only(call, definitions)
-    if is_call(call, "relax.nn.conv2d") and int(call.attrs["groups"]) != 1:
+        return "its input is not quantized" + _why_not_weight_only(weight, groups)
+    if groups != 1:
         return "grouped convolutions have no packed kernel"
     return "its weights lie on too many levels for bit planes"
 
 
-def _why_not_weight_only(call: Call, definitions: dict[relax.Var, relax.Expr]) -> str:
+def _why_not_weight_only(weight: np.ndarray | None, groups: int) -> str:
     """What keeps low-bit weights of a float product from being packed; nothing for other weights."""
-    weight = definitions.get(call.args[1], call.args[1])
-    if is_call(weight, "relax.permute_dims"):
-        weight = definitions.get(weight.args[0], weight.args[0])
-    array = constant_value(weight)
-    if array is None or low_bit_weight(array) is None:
+    if weight is None or low_bit_weight(weight) is None:
         return ""
-    if is_call(call, "relax.nn.conv2d") and int(call.attrs["groups"]) != 1:
+    if groups != 1:
         return ", and grouped convolutions have no weight-only kernel"
-    return ", and its weights are few" if array.size < FEWEST_WEIGHTS else ""
+    return ", and its weights are few" if weight.size < FEWEST_WEIGHTS else ""

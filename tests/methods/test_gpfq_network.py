@@ -146,14 +146,14 @@ def test_float_activations_compile_to_packed_weights(weights):
         assert rows[name]["activation_bits"] == 32 and "registers" in rows[name]["reason"]
         assert rows[name]["bytes_packed"] < rows[name]["bytes_float"] / 2.5
         assert rows[name]["function"] is not None and rows[name]["function"].startswith(name)
-    assert rows["grouped"]["kernel"] == "float" and "grouped convolutions" in rows["grouped"]["reason"]
+    assert rows["grouped"]["kernel"] == "float conv2d" and "grouped convolutions" in rows["grouped"]["reason"]
 
 
 def test_small_layers_stay_float():
     _, model, data = make(Mlp)
     quantized = tvmq.quantize(model, tvmq.GPFQ(weights=2), data)
     rows = tvmq.compile(quantized, "host").layers("host")
-    assert [row["kernel"] for row in rows] == ["weight-only dense", "weight-only dense", "float"]
+    assert [row["kernel"] for row in rows] == ["weight-only dense", "weight-only dense", "float dense"]
     assert rows[-1]["reason"] == "its input is not quantized, and its weights are few"
 
 

@@ -16,10 +16,11 @@ from typing import Any
 
 import tvm_ffi
 from tvm import s_tir, tirx
+from tvm.ir import TensorLoad
 
-from tvmq.kernels.conv2d import KERNEL_ATTRIBUTE
+from tvmq.kernels.conv2d import KERNEL_ATTRIBUTE, fused_multiply_add
 
-__all__ = ["round_products"]
+__all__ = ["FENCE", "fuse_products", "round_products"]
 
 FENCE = "llvm.arithmetic.fence"
 REDUCTION = 2  # IterVar.CommReduce
@@ -53,3 +54,29 @@ def _rounded(block: Any) -> Any:
 def _fenced(product: tirx.Mul) -> Any:
     dtype = str(product.ty.dtype)
     return tirx.call_llvm_pure_intrin(dtype, FENCE, product) if dtype.startswith("float") else product
+
+
+def fuse_products(function: tirx.PrimFunc) -> tirx.PrimFunc:
+    """Make ``sum + x * w`` one operation in blocks named "accumulate": tensor expressions have no reduction for it.
+
+    Parameters
+    ----------
+    function : tirx.PrimFunc
+        Unscheduled.
+
+    Returns
+    -------
+    tirx.PrimFunc
+    """
+
+    def fused(block: Any) -> Any:
+        if not str(block.name_hint).startswith("accumulate"):
+            return block
+        return tvm_ffi.structural_map(block, (tirx.Add, fused_sum))
+
+    def fused_sum(total: tirx.Add) -> Any:
+        if isinstance(total.a, TensorLoad) and isinstance(total.b, tirx.Mul) and str(total.b.ty.dtype) == "float32":
+            return fused_multiply_add(total.b.a, total.b.b, total.a)
+        return total
+
+    return tvm_ffi.structural_map(function, (s_tir.SBlock, fused))

@@ -14,10 +14,11 @@ from tvm import s_tir, tirx
 
 from tvmq.kernels import arm, x86
 from tvmq.kernels.conv2d import KERNEL_ATTRIBUTE, WORKLOAD_ATTRIBUTE, tiled_width, vector_piece
+from tvmq.kernels.float_planes import schedule_float_planes
+from tvmq.kernels.float_products import schedule_float_product
 from tvmq.kernels.gather import register_gather
 from tvmq.kernels.layout import schedule_channels_first
 from tvmq.kernels.tiling import register_tile
-from tvmq.kernels.weight_only import schedule_weight_only
 from tvmq.kernels.workload import Conv2dWorkload
 
 __all__ = ["Conv2dKnobs", "TargetLike", "apply_knobs", "default_knobs", "function_knobs", "schedule"]
@@ -235,8 +236,10 @@ def schedule(function: tirx.PrimFunc, target: TargetLike) -> tirx.PrimFunc | Non
         return None
     if str(kernel) == "conv2d":
         return apply_knobs(function, function_knobs(function, target))
-    if str(kernel) == "weight_only":
-        return schedule_weight_only(function, target).with_attr("tirx.is_scheduled", True)
+    if str(kernel) == "float_product":
+        return schedule_float_product(function, target).with_attr("tirx.is_scheduled", True)
+    if str(kernel) == "float_planes":
+        return schedule_float_planes(function, target).with_attr("tirx.is_scheduled", True)
     sch = s_tir.Schedule(function)
     if str(kernel) == "bitpack":
         _schedule_bitpack(sch, target)

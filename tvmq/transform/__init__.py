@@ -5,13 +5,13 @@ from tvmq.transform.fold_epilogues import FoldEpilogues
 from tvmq.transform.hoist_quantizers import HoistQuantizers
 from tvmq.transform.legalize_kernels import LegalizeKernels
 from tvmq.transform.lower_bitserial import LowerBitserial
-from tvmq.transform.lower_weight_only import LowerWeightOnly
+from tvmq.transform.lower_float_products import LowerFloatProducts
 from tvmq.transform.mark_opaque import MarkOpaque
 from tvmq.transform.pipeline import fold, folding_passes, lowering_passes, pipeline, scheduling_passes
 from tvmq.transform.propagate_codes import PropagateCodes
 from tvmq.transform.recognize_quantizers import RecognizeQuantizers
 from tvmq.transform.schedule_kernels import ScheduleKernels
-from tvmq.transform.select_weight_only import SelectWeightOnly
+from tvmq.transform.select_float_products import SelectFloatProducts
 
 __all__ = [
     "EncodeWeights",
@@ -19,12 +19,12 @@ __all__ = [
     "HoistQuantizers",
     "LegalizeKernels",
     "LowerBitserial",
-    "LowerWeightOnly",
+    "LowerFloatProducts",
     "MarkOpaque",
     "PropagateCodes",
     "RecognizeQuantizers",
     "ScheduleKernels",
-    "SelectWeightOnly",
+    "SelectFloatProducts",
     "fold",
     "folding_passes",
     "lowering_passes",

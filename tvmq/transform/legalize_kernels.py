@@ -27,10 +27,11 @@ from tvmq import dialect
 from tvmq.dialect import constant_array, encoding_of, pair, sides
 from tvmq.kernels import byte_layout, packing, pool
 from tvmq.kernels.conv2d import conv2d
+from tvmq.kernels.float_planes import float_planes
+from tvmq.kernels.float_products import float_product
 from tvmq.kernels.layout import channels_first
 from tvmq.kernels.rounding import round_products
 from tvmq.kernels.uniform_quantizer import uniform_quantizer
-from tvmq.kernels.weight_only import weight_only
 
 __all__ = ["LegalizeKernels"]
 
@@ -60,12 +61,13 @@ def _bitserial_conv2d(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
     return _call_tir(builder, call, function, _function_name(call, "bitserial_conv2d"))
 
 
-def _packed_weight_only(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
+def _packed_float_product(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
     (batch,) = _extents(list(call.args[0].ty.shape)[:1])
     # The number of samples may be an expression, such as sequences times their length; here it is a variable.
     known = batch if isinstance(batch, int) else tirx.Var("samples", "int64")
-    function = weight_only(dialect.weight_only_workload(call), known)
-    return _call_tir(builder, call, function, _function_name(call, "weight_only"))
+    workload = dialect.float_workload(call)
+    function = float_planes(workload, known) if workload.pixel_lanes else float_product(workload, known)
+    return _call_tir(builder, call, function, _function_name(call, "float_product"))
 
 
 def _bitpack(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
@@ -309,7 +311,7 @@ LEGALIZATIONS: dict[str, Legalization] = {
     "tvmq.im2col_bitpack": _im2col_bitpack,
     "tvmq.max_pool2d": _max_pool2d,
     "tvmq.packed_max_pool2d": _packed_max_pool2d,
-    "tvmq.packed_weight_only": _packed_weight_only,
+    "tvmq.packed_float_product": _packed_float_product,
     "tvmq.quantize": _quantize,
     "tvmq.threshold": _threshold,
 }

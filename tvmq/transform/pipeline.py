@@ -12,12 +12,12 @@ from tvmq.transform.fold_epilogues import FoldEpilogues
 from tvmq.transform.hoist_quantizers import HoistQuantizers
 from tvmq.transform.legalize_kernels import LegalizeKernels
 from tvmq.transform.lower_bitserial import LowerBitserial
-from tvmq.transform.lower_weight_only import LowerWeightOnly
+from tvmq.transform.lower_float_products import LowerFloatProducts
 from tvmq.transform.mark_opaque import MarkOpaque
 from tvmq.transform.propagate_codes import PropagateCodes
 from tvmq.transform.recognize_quantizers import RecognizeQuantizers
 from tvmq.transform.schedule_kernels import ScheduleKernels
-from tvmq.transform.select_weight_only import SelectWeightOnly
+from tvmq.transform.select_float_products import SelectFloatProducts
 
 __all__ = ["fold", "folding_passes", "lowering_passes", "pipeline", "scheduling_passes"]
 
@@ -31,14 +31,14 @@ def folding_passes() -> list[tvm.transform.Pass]:
         relax.transform.EliminateCommonSubexpr(),
         EncodeWeights(),
         FoldEpilogues(),
-        SelectWeightOnly(),
+        SelectFloatProducts(),
         relax.transform.EliminateCommonSubexpr(),
     ]
 
 
 def lowering_passes(target: Target) -> list[tvm.transform.Pass]:
     """Phase 2: exact integers become packed kernels.  Everything from here on is exact."""
-    return [LowerWeightOnly(target), LowerBitserial(target), relax.transform.EliminateCommonSubexpr()]
+    return [LowerFloatProducts(target), LowerBitserial(target), relax.transform.EliminateCommonSubexpr()]
 
 
 def scheduling_passes(target: Target, records: RecordBook | None = None) -> list[tvm.transform.Pass]:

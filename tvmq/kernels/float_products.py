@@ -1,12 +1,15 @@
-"""Products of float32 activations with weights on a low-bit alphabet: weights stay packed until they are in registers.
+"""Products of float32 activations with constant weights: float32, or low-bit codes that stay packed until registers.
 
-**What is computed.**  ``y_o = scale_o * acc_o``, one rounded product, where ``acc_o`` starts at 0 and takes
-``acc_o = fma(x_k, u_ok, acc_o)`` for k in ascending order.  A window's numbers are in the order channel, kernel row,
-kernel column, as the weights of a network are.  The u_ok are small integers, so they are exact in float32, and with
-order and rounding fixed every target computes the same bits.
+**What is computed.**  ``acc_o`` starts at 0 and takes ``acc_o = fma(x_k, u_ok, acc_o)`` for k in ascending order.  A
+window's numbers are in the order channel, kernel row, kernel column, as the weights of a network are.  The u_ok are the
+weights, or small integers, which are exact in float32; those are multiplied by a scale, ``scale_o * acc_o``.  With
+order and rounding fixed every target computes the same bits.  Then may follow, each rounded by itself, what a network
+does next: a bias per channel, a shortcut, and bounds (ReLU has a lower one, ReLU6 both).
 
-**Zeros.**  ``fma(0, u, acc) = acc`` for finite u: acc is never -0, because it starts at +0 and a sum is -0 only if both
-terms are.  So zero padding may be computed or left out, and a length is rounded up to whole words with zeros in x.
+**Zeros.**  ``fma(0, u, acc) = acc`` for finite u, unless acc is -0.  A sum of products with integers is never -0,
+because it starts at +0 and is -0 only if both terms are: so a length is rounded up to whole words with zeros in x.
+A product of floats may underflow to -0, so with float weights exactly the given terms are added.  The zeros of the
+padding are always among them.
 
 **How.**  Lanes are output channels.  A word of 32 bits holds the codes of one channel for ``32 // bits`` successive k,
 so one load serves that many steps, and a step decodes a whole vector of channels with a shift and
@@ -16,8 +19,10 @@ so one load serves that many steps, and a step decodes a whole vector of channel
   do;
 * integer arithmetic and a conversion anywhere else.
 
-The decoded vectors are multiplied with a tile of pixels or samples, which is copied beforehand so that the numbers of
-one k are neighbours: decoding and copying are shared by the tile and by all channels.
+A float32 weight is a word of its own, and needs no decoding.
+
+The vectors of weights are multiplied with a tile of pixels or samples, which is copied beforehand so that the numbers
+of one k are neighbours: decoding and copying are shared by the tile and by all channels.
 
 The function is described as tensor expressions, its blocks are
 
@@ -26,306 +31,52 @@ The function is described as tensor expressions, its blocks are
 * ``table``: the values of all codes, for the permutation;
 * ``unit``: one vector of decoded weights;
 * ``accumulate``: the sums;
-* ``scaled``: whole tiles of results;
+* ``scaled``: whole tiles of results, but for the shortcut and what follows it;
 * ``output``: results without padded channels and pixels.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import tvm_ffi
 from tvm import s_tir, te, tirx
-from tvm.ir import TensorLoad, Var
+from tvm.ir import Var
 
-from tvmq.bitplanes import BitPlanes, Encoding
 from tvmq.kernels.conv2d import WORKLOAD_ATTRIBUTE, as_kernel, fused_multiply_add
+from tvmq.kernels.float_epilogue import FloatEpilogue
+from tvmq.kernels.float_workload import (
+    DYNAMIC_ROWS,
+    WORD_BITS,
+    Extent,
+    FloatWorkload,
+    Tile,
+    best_tile,
+    divisor,
+    pixel_tile,
+    samples_tile,
+)
+from tvmq.kernels.rounding import fuse_products
 
-__all__ = [
-    "WeightOnlyWorkload",
-    "pack_codes",
-    "schedule_weight_only",
-    "stored_planes",
-    "unpack_codes",
-    "vector_unit",
-    "weight_only",
-]
+__all__ = ["float_product", "schedule_float_product"]
 
-WORD_BITS = 32
-Extent = Any
-"""An int, or a TVM expression over a symbolic batch."""
-
-_MOST_COLUMNS = 16
-"""Pixels of a row in one tile at most."""
-_MOST_ROWS = 4
-_DYNAMIC_ROWS = 4
-"""Samples of a tile where their number is not known; the last tile is filled up."""
-_CHAINS = 8
-"""Sums that must be under way to hide the latency of a fused multiply-add: four cycles, two per cycle."""
-_GROUP = 4
-"""Vectors of output channels that are neighbours in memory, where there are many."""
 _PARALLEL_MACS = 500_000
 """Multiply-accumulates below which waking other threads costs more than it saves."""
+_MOST_STEPS = 8
+"""Successive float weights of a channel that the body of a loop multiplies at most."""
 _MOST_PRODUCTS = 352
 """Products in the body of a loop.  TVM allocates more than a kilobyte of sums on the heap, from where LLVM lifts them
 into registers only if the loop has few accesses."""
 
 
-def _divisor(number: int, most: int) -> int:
-    return max(size for size in range(1, min(number, max(most, 1)) + 1) if number % size == 0)
-
-
-@dataclass(frozen=True)
-class WeightOnlyWorkload:
-    """One convolution or dense layer of float32 numbers with packed weights.
-
-    Attributes
-    ----------
-    height, width, in_channels, out_channels : int
-        Size of the image; 1, 1 and the length of a vector for dense layers.
-    kernel, strides, dilation : (int, int)
-    padding : (top, left, bottom, right)
-    dense : bool
-        Whether the data are vectors (N, K) and not images (N, C, H, W).
-    coefficients : tuple of int
-        One per bit of a code.
-    offset : int
-        Value of code 0.
-    lanes, registers : int
-        Floats of a vector register, and vector registers of the core.
-    """
-
-    height: int
-    width: int
-    in_channels: int
-    out_channels: int
-    kernel: tuple[int, int]
-    strides: tuple[int, int]
-    padding: tuple[int, int, int, int]
-    dilation: tuple[int, int]
-    dense: bool
-    coefficients: tuple[int, ...]
-    offset: int
-    lanes: int
-    registers: int
-
-    def __post_init__(self) -> None:
-        """Normalise sequences to tuples of int."""
-        for name in ("kernel", "strides", "padding", "dilation", "coefficients"):
-            object.__setattr__(self, name, tuple(int(value) for value in getattr(self, name)))
-        if not 1 <= self.bits <= 4:
-            raise ValueError(f"weights have 1 to 4 bits, got {self.bits}")
-
-    @property
-    def bits(self) -> int:
-        """Bits of a code."""
-        return len(self.coefficients)
-
-    @property
-    def codes_per_word(self) -> int:
-        """Successive codes of a channel in one word."""
-        return WORD_BITS // self.bits
-
-    @property
-    def word_dtype(self) -> str:
-        """Type of a word: the smallest that holds eight codes; ten where there is room for them."""
-        return "uint32"
-
-    @property
-    def length(self) -> int:
-        """Products of one output."""
-        return self.in_channels * self.kernel[0] * self.kernel[1]
-
-    @property
-    def words(self) -> int:
-        """Words of one output channel."""
-        return -(-self.length // self.codes_per_word)
-
-    @property
-    def vectors(self) -> int:
-        """Vectors of output channels as stored; the surplus weights are those of code 0."""
-        vectors = -(-self.out_channels // self.lanes)
-        return vectors if vectors < 2 * _GROUP else -(-vectors // _GROUP) * _GROUP
-
-    @property
-    def group(self) -> int:
-        """Vectors that are neighbours in memory: those of a tile, or some where tiles differ with the samples."""
-        if not self.dense:
-            return _pixel_tile(self).vectors
-        return self.vectors if self.vectors < 2 * _GROUP else _GROUP
-
-    def weight_shape(self) -> tuple[int, int, int, int]:
-        """Shape of the packed weights."""
-        return self.vectors // self.group, self.words, self.group, self.lanes
-
-    @property
-    def out_height(self) -> int:
-        """Rows of the output."""
-        room = self.height + self.padding[0] + self.padding[2]
-        return (room - self.dilation[0] * (self.kernel[0] - 1) - 1) // self.strides[0] + 1
-
-    @property
-    def out_width(self) -> int:
-        """Columns of the output."""
-        room = self.width + self.padding[1] + self.padding[3]
-        return (room - self.dilation[1] * (self.kernel[1] - 1) - 1) // self.strides[1] + 1
-
-    @property
-    def macs(self) -> int:
-        """Multiply-accumulates of one sample."""
-        return self.out_height * self.out_width * self.out_channels * self.length
-
-    @property
-    def encoding(self) -> Encoding:
-        """What a code stands for, in units of the scale."""
-        return Encoding(np.array(self.coefficients), np.array(self.offset))
-
-    def to_json(self) -> str:
-        """The workload as text that is stable over runs: sorted keys, no white space."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
-
-    @staticmethod
-    def from_json(text: str) -> WeightOnlyWorkload:
-        """The workload that :meth:`to_json` wrote."""
-        return WeightOnlyWorkload(**json.loads(text))
-
-
-def vector_unit(target: Any) -> tuple[int, int]:
-    """Floats of a vector register, and how many registers there are.
-
-    Parameters
-    ----------
-    target : TargetLike
-
-    Returns
-    -------
-    (int, int)
-        Of the 16 registers of 32-bit ARM the scalar unit sees half, and float32 is scalar there, because vectors flush
-        denormal numbers to zero; three more count, since words and their decoding can use the other half.
-    """
-    if target.arch == "x86_64":
-        return (16, 32) if target.popcount == "vpopcntdq" or target.lanes == 64 else (8, 16)
-    return (4, 11) if target.arch == "armv7l" else (4, 32)
-
-
-def stored_planes(codes: np.ndarray, encoding: Encoding) -> BitPlanes:
-    """Codes in the alphabet that the kernel decodes best.
-
-    Parameters
-    ----------
-    codes : uint8 array
-    encoding : Encoding
-        Of integers.
-
-    Returns
-    -------
-    BitPlanes
-        Ternary numbers as two's complement, whose sign a shift extends; anything else as it is.
-    """
-    if tuple(encoding.coefficients.tolist()) != (1, -1) or encoding.offset != 0:
-        return BitPlanes(codes, Encoding(encoding.coefficients, encoding.offset))
-    return BitPlanes((encoding.units(codes) & 3).astype(np.uint8), Encoding.twos_complement(2))
-
-
-def pack_codes(codes: np.ndarray, workload: WeightOnlyWorkload) -> np.ndarray:
-    """Words of codes: bits ``j * bits`` and up of word w belong to number ``w * codes_per_word + j`` of a channel.
-
-    Parameters
-    ----------
-    codes : uint8 of shape (O, K)
-    workload : WeightOnlyWorkload
-
-    Returns
-    -------
-    uint8, uint16 or uint32 of shape (groups, words, vectors of a group, lanes)
-    """
-    steps = workload.codes_per_word
-    padded = np.zeros((workload.vectors * workload.lanes, workload.words * steps), np.uint32)
-    padded[: codes.shape[0], : codes.shape[1]] = codes
-    fields = padded.reshape(-1, workload.group, workload.lanes, workload.words, steps)
-    shifts = (np.arange(steps) * workload.bits).astype(np.uint32)
-    words = np.bitwise_or.reduce(fields << shifts, axis=-1).astype(workload.word_dtype)
-    return np.ascontiguousarray(words.transpose(0, 3, 1, 2))
-
-
-def unpack_codes(words: np.ndarray, workload: WeightOnlyWorkload) -> np.ndarray:
-    """The inverse of :func:`pack_codes`: uint8 of shape (O, K)."""
-    shifts = (np.arange(workload.codes_per_word) * workload.bits).astype(np.uint32)
-    fields = (words.astype(np.uint32).transpose(0, 2, 3, 1)[..., None] >> shifts) & np.uint32(2**workload.bits - 1)
-    rows = fields.reshape(workload.vectors * workload.lanes, -1)
-    return rows[: workload.out_channels, : workload.length].astype(np.uint8)
-
-
-@dataclass(frozen=True)
-class _Tile:
-    """Rows and columns of pixels (samples are rows) and vectors of channels whose sums are in registers."""
-
-    rows: int
-    columns: int
-    vectors: int
-
-    @property
-    def pixels(self) -> int:
-        return self.rows * self.columns
-
-
-def _tile(workload: WeightOnlyWorkload, rows: int, columns: int, most_rows: int) -> _Tile:
-    """The tile of the lowest estimated cost per output of an image of that size.
-
-    A step takes a fused multiply-add for every sum (no fewer than hide its latency), a broadcast for every pixel (but
-    AVX-512 multiplies by a number in memory), some three operations for every decoded vector, and copies of the pixels
-    that all channels share; operations other than the first cost half.
-    """
-
-    def is_possible(vectors: int) -> bool:
-        if workload.vectors % vectors or not workload.dense:
-            return workload.vectors % vectors == 0
-        return workload.group % vectors == 0 or vectors % workload.group == 0
-
-    def cost(tile: _Tile) -> float:
-        sums = tile.pixels * tile.vectors
-        pieces = tile.columns // workload.lanes + (tile.columns % workload.lanes).bit_count()
-        copies = 2 * tile.rows * pieces / (tile.pixels * workload.vectors)
-        waste = math.ceil(rows / tile.rows) * tile.rows * math.ceil(columns / tile.columns) * tile.columns
-        broadcast = 0.0 if workload.lanes == 16 and tile.vectors == 1 else 0.5
-        step = max(sums, _CHAINS) + broadcast * tile.pixels + 1.5 * tile.vectors
-        return (step / sums + copies) * waste / (rows * columns)
-
-    tiles = [
-        _Tile(height, width, vectors)
-        for height in range(1, min(rows, most_rows) + 1)
-        for width in range(1, min(columns, _MOST_COLUMNS) + 1)
-        for vectors in range(1, workload.vectors + 1)
-        # Sums, words, decoded vectors, and what is under way; LLVM spills where it is any tighter.
-        if is_possible(vectors) and (height * width + 2) * vectors + 3 <= workload.registers
-    ]
-    return min(tiles, key=lambda tile: (round(cost(tile), 3), -tile.vectors, -tile.columns))
-
-
-@lru_cache(maxsize=256)
-def _pixel_tile(workload: WeightOnlyWorkload) -> _Tile:
-    """The tile of a convolution."""
-    return _tile(workload, workload.out_height, workload.out_width, _MOST_ROWS)
-
-
-def _samples_tile(workload: WeightOnlyWorkload, batch: int) -> tuple[int, int]:
-    """Samples and vectors of channels of one tile of a dense layer; tiles are about equally large."""
-    best = _tile(workload, batch, 1, batch)
-    return -(-batch // -(-batch // best.rows)), best.vectors
-
-
-def weight_only(workload: WeightOnlyWorkload, batch: Extent, permute: bool = False) -> tirx.PrimFunc:
+def float_product(workload: FloatWorkload, batch: Extent, permute: bool = False) -> tirx.PrimFunc:
     """The unscheduled function of one layer.
 
     Parameters
     ----------
-    workload : WeightOnlyWorkload
+    workload : FloatWorkload
         What to compute.
     batch : int or tirx.Var
         Number of samples.
@@ -335,46 +86,26 @@ def weight_only(workload: WeightOnlyWorkload, batch: Extent, permute: bool = Fal
     Returns
     -------
     function : tirx.PrimFunc
-        Parameters: ``data`` [N, C, H, W] or [N, K] float32, ``weight`` [groups, words, vectors, lanes] words,
-        ``scale`` [channels] float32, ``output`` [N, O, OH, OW] or [N, O] float32.
+        Parameters: ``data`` [N, C, H, W] or [N, K] float32, ``weight`` [groups, words, vectors, lanes] words or
+        float32; as the workload has it ``scale`` [channels], ``bias`` [channels] and ``shortcut`` of the output's
+        shape, float32; ``output`` [N, O, OH, OW] or [N, O] float32.
     """
     builder = _Builder(workload, batch, permute)
     output = builder.dense() if workload.dense else builder.convolution()
-    function = _fuse_products(te.create_prim_func([builder.data, builder.weight, builder.scale, output]))
-    return as_kernel(function, "weight_only").with_attr(WORKLOAD_ATTRIBUTE, workload.to_json())
-
-
-def _fuse_products(function: tirx.PrimFunc) -> tirx.PrimFunc:
-    """Make ``sum + x * u`` one operation, which tensor expressions have no reduction for."""
-
-    def fused(block: Any) -> Any:
-        if not str(block.name_hint).startswith("accumulate"):
-            return block
-        return tvm_ffi.structural_map(block, (tirx.Add, fused_sum))
-
-    def fused_sum(total: tirx.Add) -> Any:
-        if isinstance(total.a, TensorLoad) and isinstance(total.b, tirx.Mul) and _is_float(total.b):
-            return fused_multiply_add(total.b.a, total.b.b, total.a)
-        return total
-
-    return tvm_ffi.structural_map(function, (s_tir.SBlock, fused))
-
-
-def _is_float(value: Any) -> bool:
-    return str(value.ty.dtype) == "float32"
+    function = fuse_products(te.create_prim_func([*builder.inputs, output]))
+    return as_kernel(function, "float_product").with_attr(WORKLOAD_ATTRIBUTE, workload.to_json())
 
 
 class _Builder:
     """Tensor expressions of one workload; methods make the stages they are named after."""
 
-    def __init__(self, workload: WeightOnlyWorkload, batch: Extent, permute: bool) -> None:
+    def __init__(self, workload: FloatWorkload, batch: Extent, permute: bool) -> None:
         self.workload, self.batch = workload, batch
-        channels = (workload.vectors * workload.lanes,)
         size = () if workload.dense else (workload.height, workload.width)
         self.data = te.placeholder((batch, workload.in_channels, *size), "float32", "data")
         self.weight = te.placeholder(workload.weight_shape(), workload.word_dtype, "weight")
-        self.scale = te.placeholder(channels, "float32", "scale")
-        self.permute = permute
+        self.epilogue = FloatEpilogue(workload, batch)
+        self.inputs = [self.data, self.weight, *self.epilogue.inputs]
         self.table = te.compute((workload.lanes,), self.table_value, name="table") if permute else None
         self.padded_length = workload.words * workload.codes_per_word
 
@@ -385,9 +116,16 @@ class _Builder:
         terms = [(code >> bit & 1) * factor for bit, factor in enumerate(self.workload.coefficients)]
         return (sum(terms[1:], terms[0]) + self.workload.offset).astype("float32")
 
-    def unit(self, vectors: int, suffix: str) -> te.Tensor:
-        """Decoded weights in the channel tiles of `vectors` vectors."""
+    def unit(self, vectors: int, suffix: str) -> Callable[..., Any]:
+        """Weights by channel tile of `vectors` vectors, word, step, vector and lane."""
         workload = self.workload
+        if not workload.is_packed:
+
+            def stored(tile: Any, word: Any, _step: Any, vector: Any, lane: Any) -> Any:
+                index = tile * vectors + vector
+                return self.weight[index // workload.group, word, index % workload.group, lane]
+
+            return stored
         shape = (
             workload.vectors // vectors,
             workload.words,
@@ -448,7 +186,7 @@ class _Builder:
 
     def convolution(self) -> te.Tensor:
         workload = self.workload
-        shape = _pixel_tile(workload)
+        shape = pixel_tile(workload)
         grid = (-(-workload.out_height // shape.rows), -(-workload.out_width // shape.columns))
         image = self.pad(grid[0] * shape.rows, grid[1] * shape.columns)
         taps, width = workload.kernel[0] * workload.kernel[1], workload.kernel[1]
@@ -466,23 +204,22 @@ class _Builder:
         tiles = (self.batch, *grid, workload.vectors // shape.vectors, *pixels, shape.vectors, workload.lanes)
 
         def total(n: Any, ty: Any, tx: Any, g: Any, r: Any, c: Any, v: Any, lane: Any) -> Any:
-            return te.sum(tile[n, ty, tx, k, r, c] * units[g, word, step, v, lane], axis=[word, step])
+            return te.sum(tile[n, ty, tx, k, r, c] * units(g, word, step, v, lane), axis=[word, step])
 
         sums = te.compute(tiles, total, name="accumulate")
 
         def product(*indices: Any) -> Any:
             *_, g, _r, _c, v, lane = indices
-            return sums[indices] * self.scale[self.channel(g, v, lane, shape.vectors)]
+            return self.epilogue.of_sum(sums[indices], self.channel(g, v, lane, shape.vectors))
 
         scaled = te.compute(tiles, product, name="scaled")
         lanes, group = workload.lanes, workload.lanes * shape.vectors
 
         def result(n: Any, o: Any, y: Any, x: Any) -> Any:
             place = (y // shape.rows, x // shape.columns, o // group, y % shape.rows, x % shape.columns)
-            return scaled(n, *place, o // lanes % shape.vectors, o % lanes)
+            return self.epilogue.of_place(scaled(n, *place, o // lanes % shape.vectors, o % lanes), n, o, y, x)
 
-        size = (workload.out_height, workload.out_width)
-        return te.compute((self.batch, workload.out_channels, *size), result, name="output")
+        return te.compute((self.batch, workload.out_channels, *workload.out_size), result, name="output")
 
     def pad(self, rows: int, columns: int) -> te.Tensor:
         """Zeros around the image, and behind it if there are fewer pixels than tiles take."""
@@ -514,21 +251,22 @@ class _Builder:
                 scaled[n - start, o // (lanes * shape.vectors), o // lanes % shape.vectors, o % lanes]
                 for scaled, start, shape in parts
             ]
-            return values[0] if len(values) == 1 else tirx.if_then_else(n < parts[1][1], *values)
+            number = values[0] if len(values) == 1 else tirx.if_then_else(n < parts[1][1], *values)
+            return self.epilogue.of_place(number, n, o)
 
         return te.compute((self.batch, self.workload.out_channels), result, name="output")
 
-    def parts(self) -> list[tuple[int, Extent, _Tile]]:
+    def parts(self) -> list[tuple[int, Extent, Tile]]:
         """(first sample, samples, tile): whole tiles, then what is left; an unknown number is rounded up."""
         if not isinstance(self.batch, int):
-            whole = _tile(self.workload, _DYNAMIC_ROWS, 1, _DYNAMIC_ROWS)
+            whole = best_tile(self.workload, DYNAMIC_ROWS, 1, DYNAMIC_ROWS)
             return [(0, (self.batch + whole.rows - 1) // whole.rows * whole.rows, whole)]
-        rows, vectors = _samples_tile(self.workload, self.batch)
-        whole, rest = _Tile(rows, 1, vectors), self.batch % rows
-        parts: list[tuple[int, Extent, _Tile]] = [(0, self.batch - rest, whole)]
-        return [*parts, (self.batch - rest, rest, _Tile(rest, 1, vectors))] if rest else parts
+        rows, vectors = samples_tile(self.workload, self.batch)
+        whole, rest = Tile(rows, 1, vectors), self.batch % rows
+        parts: list[tuple[int, Extent, Tile]] = [(0, self.batch - rest, whole)]
+        return [*parts, (self.batch - rest, rest, Tile(rest, 1, vectors))] if rest else parts
 
-    def part(self, start: int, count: Extent, shape: _Tile, suffix: str) -> tuple[te.Tensor, int, _Tile]:
+    def part(self, start: int, count: Extent, shape: Tile, suffix: str) -> tuple[te.Tensor, int, Tile]:
         """Results [samples, channel tiles, vectors, lanes] of some samples."""
         workload = self.workload
 
@@ -544,23 +282,23 @@ class _Builder:
         size = (count, workload.vectors // shape.vectors, shape.vectors, workload.lanes)
 
         def total(n: Any, g: Any, v: Any, lane: Any) -> Any:
-            return te.sum(tile[n // shape.rows, k, n % shape.rows] * units[g, word, step, v, lane], axis=[word, step])
+            return te.sum(tile[n // shape.rows, k, n % shape.rows] * units(g, word, step, v, lane), axis=[word, step])
 
         sums = te.compute(size, total, name=f"accumulate{suffix}")
 
         def product(n: Any, g: Any, v: Any, lane: Any) -> Any:
-            return sums[n, g, v, lane] * self.scale[self.channel(g, v, lane, shape.vectors)]
+            return self.epilogue.of_sum(sums[n, g, v, lane], self.channel(g, v, lane, shape.vectors))
 
         return te.compute(size, product, name=f"scaled{suffix}"), start, shape
 
 
-def schedule_weight_only(function: tirx.PrimFunc, target: Any) -> tirx.PrimFunc:
+def schedule_float_product(function: tirx.PrimFunc, target: Any) -> tirx.PrimFunc:
     """Give the function its loops.
 
     Parameters
     ----------
     function : tirx.PrimFunc
-        From :func:`weight_only`.
+        From :func:`float_product`.
     target : TargetLike
         The core.
 
@@ -568,7 +306,7 @@ def schedule_weight_only(function: tirx.PrimFunc, target: Any) -> tirx.PrimFunc:
     -------
     scheduled : tirx.PrimFunc
     """
-    workload = WeightOnlyWorkload.from_json(str(function.attrs[WORKLOAD_ATTRIBUTE]))
+    workload = FloatWorkload.from_json(str(function.attrs[WORKLOAD_ATTRIBUTE]))
     batch = function.params[0].shape[0]
     if isinstance(batch, int | tirx.IntImm):
         return _scheduled(workload, int(batch), target)
@@ -576,9 +314,9 @@ def schedule_weight_only(function: tirx.PrimFunc, target: Any) -> tirx.PrimFunc:
     return _with_single_sample(scheduled, _scheduled(workload, 1, target)) if workload.dense else scheduled
 
 
-def _scheduled(workload: WeightOnlyWorkload, batch: Extent, target: Any) -> tirx.PrimFunc:
-    permute = target.arch == "x86_64" and 2**workload.bits <= workload.lanes
-    sch = s_tir.Schedule(weight_only(workload, batch, permute).without_attr("global_symbol"))
+def _scheduled(workload: FloatWorkload, batch: Extent, target: Any) -> tirx.PrimFunc:
+    permute = target.arch == "x86_64" and workload.is_packed and 2**workload.bits <= workload.lanes
+    sch = s_tir.Schedule(float_product(workload, batch, permute).without_attr("global_symbol"))
     cores = getattr(target, "cores", 1) if workload.macs >= _PARALLEL_MACS else 1
     scheduler = _Scheduler(sch, workload, target.arch != "armv7l", cores > 1)
     if workload.dense:
@@ -603,7 +341,7 @@ def _with_single_sample(many: tirx.PrimFunc, single: tirx.PrimFunc) -> tirx.Prim
 class _Scheduler:
     """The loops of one function."""
 
-    def __init__(self, sch: s_tir.Schedule, workload: WeightOnlyWorkload, vector: bool, parallel: bool) -> None:
+    def __init__(self, sch: s_tir.Schedule, workload: FloatWorkload, vector: bool, parallel: bool) -> None:
         self.sch, self.workload, self.vector, self.parallel = sch, workload, vector, parallel
         root = sch.get_sblock("root")
         self.blocks = {str(sch.get(block).name_hint): block for block in sch.get_child_blocks(root)}
@@ -663,13 +401,18 @@ class _Scheduler:
         sums = math.prod(int(sch.get(loop).extent) for loop in pixels[:-1])
         self.lanes(pixels[-1])
         sch.set_scope(block, 0, "local")
-        sch.compute_at(blocks[unit], step, preserve_unit_loops=True)
-        sch.set_scope(blocks[unit], 0, "local")
-        vector, lane = sch.get_loops(blocks[unit])[-2:]
-        sch.unroll(vector)
-        sch.vectorize(lane)
-        sch.unroll(sch.split(step, [None, _divisor(self.workload.codes_per_word, _MOST_PRODUCTS // sums)])[1])
-        sch.decompose_reduction(block, word)
+        outermost = word
+        if self.workload.is_packed:
+            sch.compute_at(blocks[unit], step, preserve_unit_loops=True)
+            sch.set_scope(blocks[unit], 0, "local")
+            vector, lane = sch.get_loops(blocks[unit])[-2:]
+            sch.unroll(vector)
+            sch.vectorize(lane)
+        else:
+            outermost, step = sch.split(word, [None, divisor(self.workload.words, _MOST_STEPS)])
+        extent = int(sch.get(step).extent)
+        sch.unroll(sch.split(step, [None, divisor(extent, _MOST_PRODUCTS // sums)])[1])
+        sch.decompose_reduction(block, outermost)
 
     def gather(self) -> None:
         """The copy of a tile, one k after the other, in vectors of a row of pixels."""

@@ -8,8 +8,16 @@ from tvm.script import ir as I
 from tvm.script import relax as R
 
 from tvmq.bitplanes import Encoding
-from tvmq.dialect import constant, dequantize, encoding_constants, weight_only_conv2d, weight_only_dense
-from tvmq.transform import SelectWeightOnly
+from tvmq.dialect import (
+    constant,
+    dequantize,
+    encoding_constants,
+    float_conv2d,
+    is_call,
+    weight_only_conv2d,
+    weight_only_dense,
+)
+from tvmq.transform import SelectFloatProducts
 
 CODES = np.random.default_rng(0).integers(0, 4, (5, 8, 3, 3)).astype(np.uint8)
 MATRIX = np.random.default_rng(1).integers(0, 4, (12, 30)).astype(np.uint8)
@@ -40,7 +48,7 @@ def test_convolution(assert_same):
                 R.output(conv1)
             return conv1
 
-    assert_same(SelectWeightOnly()(Before), Expected)
+    assert_same(SelectFloatProducts()(Before), Expected)
 
 
 @pytest.mark.parametrize("transposed", [True, False])
@@ -77,7 +85,7 @@ def test_matrix_product_with_dynamic_batch(assert_same, transposed):
                 R.output(fc)
             return fc
 
-    assert_same(SelectWeightOnly()(Transposed if transposed else Stored), Expected)
+    assert_same(SelectFloatProducts()(Transposed if transposed else Stored), Expected)
 
 
 def test_vectors_of_sequences_are_samples(assert_same):
@@ -104,7 +112,7 @@ def test_vectors_of_sequences_are_samples(assert_same):
                 R.output(fc)
             return fc
 
-    assert_same(SelectWeightOnly()(Before), Expected)
+    assert_same(SelectFloatProducts()(Before), Expected)
 
 
 def test_weights_that_the_network_has_as_codes(assert_same):
@@ -130,7 +138,7 @@ def test_weights_that_the_network_has_as_codes(assert_same):
                 R.output(conv1)
             return conv1
 
-    assert_same(SelectWeightOnly()(Before), Expected)
+    assert_same(SelectFloatProducts()(Before), Expected)
 
 
 def _float() -> np.ndarray:
@@ -163,10 +171,19 @@ def test_other_weights_stay_float(assert_same, weight):
                 R.output(conv1)
             return conv1
 
-    assert_same(SelectWeightOnly()(Before), Before)
+    @I.ir_module
+    class Expected:
+        @R.function
+        def main(x: R.Tensor((2, 8, 6, 7), "float32")):
+            with R.dataflow():
+                conv1 = float_conv2d(x, value)
+                R.output(conv1)
+            return conv1
+
+    assert_same(SelectFloatProducts()(Before), Expected)
 
 
-def test_other_products_stay_float(assert_same):
+def test_weights_of_groups_and_of_quantized_inputs_stay_float(assert_same):
     many = np.tile(FOUR.values(CODES), (8, 1, 1, 1))
     grouped, depthwise, dense = constant(many[:, :4]), constant(many[:40, :1]), constant(FOUR.values(CODES))
 
@@ -180,14 +197,51 @@ def test_other_products_stay_float(assert_same):
         ):
             with R.dataflow():
                 a = R.nn.conv2d(x, grouped, groups=2)
-                b = R.nn.conv2d(y, depthwise, groups=40)
+                b = R.nn.conv2d(y, depthwise, strides=[2, 2], groups=40)
                 values = dequantize(q, *SIGN)
                 c = R.nn.conv2d(values, dense)
                 out = (a, b, c)
                 R.output(out)
             return out
 
-    assert_same(SelectWeightOnly()(Before), Before)
+    @I.ir_module
+    class Expected:
+        @R.function
+        def main(
+            x: R.Tensor((2, 8, 6, 7), "float32"),
+            y: R.Tensor((2, 40, 6, 7), "float32"),
+            q: R.Tensor((2, 8, 6, 7), "uint8"),
+        ):
+            with R.dataflow():
+                a = float_conv2d(x, grouped, groups=2)
+                b = float_conv2d(y, depthwise, [2, 2], groups=40)
+                values = dequantize(q, *SIGN)
+                c = float_conv2d(values, dense)
+                out = (a, b, c)
+                R.output(out)
+            return out
+
+    assert_same(SelectFloatProducts()(Before), Expected)
+
+
+def test_a_weight_that_is_used_again_is_one_constant():
+    value = constant(np.random.default_rng(0).normal(size=(30, 30)).astype(np.float32))
+
+    @I.ir_module
+    class Recurrent:
+        @R.function
+        def main(x: R.Tensor((30,), "float32")):
+            with R.dataflow():
+                a = R.matmul(x, value)
+                b = R.matmul(a, value)
+                R.output(b)
+            return b
+
+    selected = SelectFloatProducts()(Recurrent)
+    bindings = [binding.value for block in selected["main"].body.blocks for binding in block.bindings]
+    first, second = (call for call in bindings if is_call(call, "tvmq.float_dense"))
+    assert first.args[1].same_as(second.args[1])
+    assert list(selected["main"].ret_ty.shape) == [30]
 
 
 def test_a_product_of_two_inputs_stays_float(assert_same):
@@ -200,4 +254,4 @@ def test_a_product_of_two_inputs_stays_float(assert_same):
                 R.output(fc)
             return fc
 
-    assert_same(SelectWeightOnly()(Before), Before)
+    assert_same(SelectFloatProducts()(Before), Before)
