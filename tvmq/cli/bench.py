@@ -137,7 +137,7 @@ def _calibrate(target: str, path: Path, force: bool) -> Answer:
     set_threads(1)
     with pinned(processors), progress_bar("measuring") as show:
         rates = kernel_rates(core, progress=show)
-    written = write_target(calibrated(core, rates), path, rates, processor_name(), force)
+    written = write_target(calibrated(core, rates, processor_name()), path, rates, force)
     measured = {rate.kind for rate in rates}
     lines = [f"{rate.kind}: {rate.mac_per_cycle:.1f} MAC/cycle in {rate.workload}" for rate in rates]
     lines += [
