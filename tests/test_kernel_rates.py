@@ -43,16 +43,17 @@ def test_every_kind_of_kernel_is_measured(host, monkeypatch):
 
 
 def test_the_best_rate_of_a_kind_counts(host):
-    core = calibrated(host, RATES)
+    core = calibrated(host, RATES, "a core")
     assert core.mac_per_cycle == {**host.mac_per_cycle, "binary": 300.0, "float32": 7.77}
-    assert dataclasses.replace(core, mac_per_cycle=host.mac_per_cycle) == host
+    assert dataclasses.replace(core, mac_per_cycle=host.mac_per_cycle, description=host.description) == host
+    assert core.description == "a core, measured"
 
 
 @pytest.mark.parametrize("name", ["host", "raspberry-pi-4", "raspberry-pi-3-32", "x86-avx2"])
 def test_a_written_target_reads_back(name, tmp_path):
-    core = calibrated(tvmq.get_target(name), RATES)
+    core = calibrated(tvmq.get_target(name), RATES, 'a "processor"')
     path = tmp_path / "my-core.toml"
-    written = write_target(core, path, RATES, 'a "processor"')
+    written = write_target(core, path, RATES)
     assert written == load_target(path) == dataclasses.replace(core, name="my-core", board=None)
     text = path.read_text()
     assert "#   binary: 300.4 in b\n" in text
@@ -61,7 +62,7 @@ def test_a_written_target_reads_back(name, tmp_path):
 
 
 def test_a_written_target_is_listed(tmp_path, monkeypatch, host):
-    write_target(calibrated(host, RATES), tmp_path / "my-core.toml", RATES, "a core")
+    write_target(calibrated(host, RATES, "a core"), tmp_path / "my-core.toml", RATES)
     monkeypatch.setattr("tvmq.target.data_folder", lambda name: tmp_path)
     assert tvmq.get_target("my-core").mac_per_cycle["binary"] == 300.0
 
@@ -70,9 +71,9 @@ def test_a_file_is_not_replaced_by_accident(host, tmp_path):
     path = tmp_path / "my-core.toml"
     path.write_text("mine")
     with pytest.raises(TargetError, match="exists already; choose another name, or replace it with --force"):
-        write_target(host, path, RATES, "a core")
+        write_target(host, path, RATES)
     assert path.read_text() == "mine"
-    write_target(host, path, RATES, "a core", force=True)
+    write_target(host, path, RATES, force=True)
     assert load_target(path).mac_per_cycle == host.mac_per_cycle
 
 

@@ -218,6 +218,10 @@ def _inputs(bundle: Bundle, inputs: Sequence[Any] | None, batch: int | None) -> 
     return bundle.check_inputs if batch is None and bundle.check_inputs else sample_inputs(bundle.inputs, batch)
 
 
+def _batch(arrays: Sequence[np.ndarray]) -> int:
+    return len(arrays[0]) if arrays and arrays[0].ndim else 1
+
+
 @dataclass(frozen=True)
 class _Contestant:
     """What takes its turn; ``run()`` runs the network once."""
@@ -282,7 +286,7 @@ def _networks(
     from tvmq.rivals.export import to_onnx
 
     model = Model.from_json(bundle.model_json) if isinstance(source, Bundle) else source
-    network = to_onnx(model, len(arrays[0]))
+    network = to_onnx(model, _batch(arrays))
     names = [item.name for item in network.graph.input]
     inputs = dict(zip(names, check_inputs(model.inputs, arrays), strict=True))
     networks = {"float32": network}
@@ -386,7 +390,7 @@ def _report(
 ) -> BenchmarkReport:
     own, *rivals = [_measured(item, rounds) for item in rounds.contestants]
     clock = Series(tuple(rounds.hertz)) if rounds.hertz else None
-    batch = len(rounds.arrays[0]) if rounds.arrays and rounds.arrays[0].ndim else 1
+    batch = _batch(rounds.arrays)
     return BenchmarkReport(
         network=str(bundle.manifest["name"]),
         target=target,

@@ -210,13 +210,15 @@ def _random(random: np.random.Generator, shape: list[int], dtype: np.dtype) -> n
     return random.integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
 
 
-def calibrated(core: Target, rates: list[KernelRate]) -> Target:
+def calibrated(core: Target, rates: list[KernelRate], processor: str) -> Target:
     """A target with the best measured rate of every kind that was measured.
 
     Parameters
     ----------
     core : Target
     rates : list of KernelRate
+    processor : str
+        What they were measured on, which becomes the description.
 
     Returns
     -------
@@ -226,7 +228,8 @@ def calibrated(core: Target, rates: list[KernelRate]) -> Target:
     for rate in rates:
         measured[rate.kind] = max(measured.get(rate.kind, 0.0), rate.mac_per_cycle)
     rounded = {kind: float(f"{value:.3g}") for kind, value in measured.items()}
-    return dataclasses.replace(core, mac_per_cycle={**core.mac_per_cycle, **rounded})
+    description = f"{processor}, measured"
+    return dataclasses.replace(core, description=description, mac_per_cycle={**core.mac_per_cycle, **rounded})
 
 
 def check_destination(path: Path, force: bool = False) -> None:
@@ -251,7 +254,7 @@ def check_destination(path: Path, force: bool = False) -> None:
         raise TargetError(f"{path}: its folder does not exist; choose another place")
 
 
-def write_target(core: Target, path: Path, rates: list[KernelRate], processor: str, force: bool = False) -> Target:
+def write_target(core: Target, path: Path, rates: list[KernelRate], force: bool = False) -> Target:
     """Write a file for the folder ``targets/``.
 
     Parameters
@@ -262,8 +265,6 @@ def write_target(core: Target, path: Path, rates: list[KernelRate], processor: s
         Where to; the file's name is the target's.  Replaced at once or not at all.
     rates : list of KernelRate
         For the comment that says where the numbers are from.
-    processor : str
-        What it was measured on.
     force : bool
         Whether a file that exists is replaced.
 
@@ -280,7 +281,7 @@ def write_target(core: Target, path: Path, rates: list[KernelRate], processor: s
     check_destination(path, force)
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.toml")
     try:
-        temporary.write_text(_toml(core, rates, processor), encoding="utf-8")
+        temporary.write_text(_toml(core, rates), encoding="utf-8")
         written = dataclasses.replace(load_target(temporary), name=path.stem)
         os.replace(temporary, path)
     except OSError as error:
@@ -290,10 +291,10 @@ def write_target(core: Target, path: Path, rates: list[KernelRate], processor: s
     return written
 
 
-def _toml(core: Target, rates: list[KernelRate], processor: str) -> str:
+def _toml(core: Target, rates: list[KernelRate]) -> str:
     measured = {rate.kind for rate in rates}
     kept = [kind for kind in core.mac_per_cycle if kind not in measured]
-    lines = [f"# MAC per cycle and core, measured on {processor} with tvmq's own kernels, median of the rounds:"]
+    lines = ["# MAC per cycle and core, measured with tvmq's own kernels, median of the rounds:"]
     lines += [f"#   {rate.kind}: {rate.mac_per_cycle:.1f} in {rate.workload}" for rate in rates]
     if kept:
         lines.append(f"# Not measured, as there is no kernel of that kind, but as given before: {', '.join(kept)}.")

@@ -94,6 +94,7 @@ def test_a_file_without_a_library_is_compiled_first():
         (["--batch", "3"], "is made for a batch of 2, not 3"),
         (["--input", "missing.npz"], "missing.npz: cannot be read"),
         (["-o", "missing/bench.json"], "missing/bench.json: cannot be written"),
+        (["--chart", "bench.txt"], "bench.txt: not a kind of picture that can be drawn"),
         (["--chart", "missing/bench.png"], "missing/bench.png: cannot be written"),
     ],
 )

@@ -138,8 +138,19 @@ def test_chart_of_many_functions(tmp_path):
     assert (tmp_path / "bench.png").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("name", ["missing/bench.png", "bench.unknown"])
-def test_chart_that_cannot_be_written(tmp_path, name):
-    with pytest.raises(InputError, match="the chart cannot be written"):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("missing/bench.png", "the chart cannot be written"), ("bench.txt", "choose one of .png, .svg, .pdf")],
+)
+def test_chart_that_cannot_be_written(tmp_path, name, message):
+    with pytest.raises(InputError, match=message):
         draw_benchmark(report(), tmp_path / name)
     assert not list(tmp_path.iterdir())
+
+
+def test_chart_without_matplotlib(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(
+        InputError, match=r"a chart needs matplotlib; install it with: pip install 'tvmq\[benchmarks\]'"
+    ):
+        draw_benchmark(report(), tmp_path / "bench.png")

@@ -27,7 +27,7 @@ _CALIBRATED = Path("my-core.toml")
 def bench_command(
     source: Annotated[
         Path | None,
-        typer.Argument(help="A .tvmq file, or an .onnx file, which is compiled first.", metavar="[NET]"),
+        typer.Argument(help="A .tvmq file, or an .onnx file, which is compiled first.", metavar="NET"),
     ] = None,
     target: Annotated[
         str | None,
@@ -73,7 +73,10 @@ def bench_command(
     if inputs is not None and batch is not None:
         raise typer.BadParameter("--input has its own batch; leave out --batch")
     from tvmq.benchmark import set_threads  # loads TVM
+    from tvmq.report.benchmark_chart import check_chart, draw_benchmark
 
+    if chart is not None:
+        check_chart(chart)
     for path in filter(None, (output, chart)):
         _require_writable(path)
     set_threads(threads)  # loading may run something
@@ -85,8 +88,6 @@ def bench_command(
         _write(output, report.to_json() + "\n")
         lines.append(f"wrote {output}")
     if chart is not None:
-        from tvmq.report.benchmark_chart import draw_benchmark
-
         draw_benchmark(report, chart)
         lines.append(f"wrote {chart}")
     return Answer(report.as_dict(), "\n".join(lines))
@@ -137,7 +138,7 @@ def _calibrate(target: str, path: Path, force: bool) -> Answer:
     set_threads(1)
     with pinned(processors), progress_bar("measuring") as show:
         rates = kernel_rates(core, progress=show)
-    written = write_target(calibrated(core, rates), path, rates, processor_name(), force)
+    written = write_target(calibrated(core, rates, processor_name()), path, rates, force)
     measured = {rate.kind for rate in rates}
     lines = [f"{rate.kind}: {rate.mac_per_cycle:.1f} MAC/cycle in {rate.workload}" for rate in rates]
     lines += [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,31 @@ from typing import Any
 from tvmq.errors import InputError
 from tvmq.report.benchmark import CAVEAT, BenchmarkReport
 
-__all__ = ["draw_benchmark"]
+__all__ = ["check_chart", "draw_benchmark"]
+
+_KINDS = (".png", ".svg", ".pdf")
 
 _MOST_BARS = 30
 _LAYER_COLOUR, _BETWEEN_COLOUR, _RIVAL_COLOUR = "#1f6f8b", "#e08e45", "#8a8a8a"
+
+
+def check_chart(path: str | os.PathLike[str]) -> None:
+    """Look whether :func:`draw_benchmark` can draw, before anything is measured.
+
+    Parameters
+    ----------
+    path : path-like
+        What it is to write.
+
+    Raises
+    ------
+    InputError
+        If matplotlib is not installed, or the file's ending is none of a picture.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise InputError("a chart needs matplotlib; install it with: pip install 'tvmq[benchmarks]'")
+    if Path(path).suffix.lower() not in _KINDS:
+        raise InputError(f"{path}: not a kind of picture that can be drawn; choose one of {', '.join(_KINDS)}")
 
 
 def draw_benchmark(report: BenchmarkReport, path: str | os.PathLike[str]) -> None:
@@ -27,12 +49,11 @@ def draw_benchmark(report: BenchmarkReport, path: str | os.PathLike[str]) -> Non
     Raises
     ------
     InputError
-        If matplotlib is not installed, or the file cannot be written.
+        As for :func:`check_chart`, or if the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise InputError("a chart needs matplotlib; install it with: pip install 'tvmq[benchmarks]'") from None
+    check_chart(path)
+    from matplotlib.figure import Figure
+
     bars = _function_bars(report)
     figure = Figure(figsize=(12, 2.5 + 0.25 * max(len(bars), 6)), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
@@ -103,7 +124,7 @@ def _write(figure: Any, path: Path) -> None:
     try:
         figure.savefig(temporary, dpi=120)
         os.replace(temporary, path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: the chart cannot be written ({error}); name a .png file in a folder") from None
+    except OSError as error:
+        raise InputError(f"{path}: the chart cannot be written ({error.strerror}); choose another place") from None
     finally:
         temporary.unlink(missing_ok=True)
