@@ -151,7 +151,6 @@ class Conv2dKind:
             **({"width": int(width)} if isinstance(width, int | tirx.IntImm) else {}),
             "in_channels": workload.in_channels,
             "out_channels": workload.out_channels,
-            "threads": threads,
         }
         traits: dict[str, int | str] = {
             "kernel": _times(workload.kernel),
@@ -162,9 +161,9 @@ class Conv2dKind:
             "weight_planes": workload.weight_planes,
             "combine": workload.combine,
             "classes": workload.classes,
-            "epilogue": _epilogue(workload.epilogue),
         }
-        return Key("conv2d", shape, traits)
+        details: dict[str, int | str] = {"epilogue": _epilogue(workload.epilogue), "threads": threads}
+        return Key("conv2d", shape, traits, details)
 
     def title(self, function: tirx.PrimFunc) -> str:
         """See :class:`KernelKind`."""
