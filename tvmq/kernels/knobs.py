@@ -99,7 +99,9 @@ class _Conv2dLimits:
 
     @property
     def words(self) -> int:
-        """Words of the innermost loop of the reduction."""
+        """Words of the innermost loop of the reduction; 1 where it is not over words of bits."""
+        if self.workload.combine not in ("xor", "and"):
+            return 1
         if self.workload.word_bits == 32:
             return self.workload.in_words
         return byte_chunk(self.workload.in_words, self.workload.pairs_per_class)
