@@ -48,7 +48,7 @@ def main() -> None:
         sys.exit(f"unknown group '{unknown[0]}'; there are {', '.join(groups)}")
     if options.list:
         for name in names:
-            print(name, *(f"{task.title}: {task.key.traits['epilogue']}" for task in groups[name]), sep="\n    ")
+            print(name, *(f"{task.title}: {task.key.details['epilogue']}" for task in groups[name]), sep="\n    ")
     elif options.check:
         check(options.check, [task for name in names for task in groups[name]], core, options.output)
     else:

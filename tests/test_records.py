@@ -22,8 +22,8 @@ def no_records_of_the_user(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
 
 
-def key(width: int = 14, channels: int = 256, **traits: int | str) -> Key:
-    return Key("conv2d", {"width": width, "channels": channels}, {**TRAITS, **traits})
+def key(width: int = 14, channels: int = 256, threads: int = 1, **traits: int | str) -> Key:
+    return Key("conv2d", {"width": width, "channels": channels}, {**TRAITS, **traits}, {"threads": threads})
 
 
 def record(of: Key | None = None, microseconds: float = 40.0, tile: int = 7, **fields: object) -> Record:
@@ -125,9 +125,10 @@ def test_a_named_folder_has_to_exist(tmp_path):
 def test_distance():
     assert key().distance(key()) == 0
     assert key().distance(key(7, 512)) == key(7, 512).distance(key()) == 2
+    assert key().distance(key(threads=64)) == 0.5 and key().distance(key(28, threads=2)) == 1.5
     assert key().distance(key(weight_planes=2)) == math.inf
-    assert key().distance(Key("other", key().shape, key().traits)) == math.inf
-    assert key().distance(Key("conv2d", {"channels": 256}, TRAITS)) == math.inf
+    assert key().distance(Key("other", key().shape, key().traits, key().details)) == math.inf
+    assert key().distance(Key("conv2d", {"channels": 256}, TRAITS, key().details)) == math.inf
 
 
 def test_nearest_shapes_in_order():
@@ -151,6 +152,7 @@ def change(field: str, value: object):
         (change("knobs", {"other": 1}), "record 2: 'knobs' and 'default_knobs' must have the same names"),
         (change("shape", {"width": 0}), "record 2: 'shape' must be 1 or more"),
         (change("traits", [1]), "record 2: 'traits' must be a table of whole numbers and texts"),
+        (change("details", {"threads": None}), "record 2: 'details' must be a table of whole numbers and texts"),
         (change("about", {"date": 1}), "record 2: 'about' must be a table of texts"),
         (change("microseconds", "fast"), "record 2: 'microseconds' must be a number, not 'fast'"),
         (change("microseconds", -1.0), "record 2: 'microseconds' must be above 0"),

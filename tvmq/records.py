@@ -28,7 +28,9 @@ __all__ = ["Key", "Record", "RecordBook", "file_name", "read_records", "user_fol
 FORMAT = 1
 """Version of the files."""
 FARTHEST = 2.0
-"""Sum of the binary logarithms of the ratios of two shapes up to which one may take the other's knobs."""
+"""Distance up to which one kernel may take the other's knobs."""
+DETAIL = 0.5
+"""Distance of kernels that differ in one detail."""
 
 
 @dataclass(frozen=True)
@@ -43,23 +45,28 @@ class Key:
         Sizes, at least 1.
     traits : mapping of str to int or str
         What has to be equal for one kernel to be scheduled like another.
+    details : mapping of str to int or str
+        What may differ, though not for the best.
     """
 
     kernel: str
     shape: Mapping[str, int]
     traits: Mapping[str, int | str]
+    details: Mapping[str, int | str]
 
     @cached_property
     def text(self) -> str:
         """The same text for equal keys; stable over runs."""
-        return json.dumps([self.kernel, dict(self.shape), dict(self.traits)], sort_keys=True, separators=(",", ":"))
+        parts = [self.kernel, dict(self.shape), dict(self.traits), dict(self.details)]
+        return json.dumps(parts, sort_keys=True, separators=(",", ":"))
 
     def distance(self, other: Key) -> float:
-        """How far the shape is from another's: 1 for every factor of two; infinite for another kind of kernel."""
+        """How far a kernel is from another: 1 for every factor of two in a size; infinite for other traits."""
         same = self.kernel == other.kernel and dict(self.traits) == dict(other.traits)
-        if not same or set(self.shape) != set(other.shape):
+        if not same or set(self.shape) != set(other.shape) or set(self.details) != set(other.details):
             return math.inf
-        return sum(abs(math.log2(size / other.shape[name])) for name, size in self.shape.items())
+        sizes = sum(abs(math.log2(size / other.shape[name])) for name, size in self.shape.items())
+        return sizes + DETAIL * sum(value != other.details[name] for name, value in self.details.items())
 
 
 @dataclass(frozen=True)
@@ -125,6 +132,7 @@ class Record:
         return {
             "shape": dict(self.key.shape),
             "traits": dict(self.key.traits),
+            "details": dict(self.key.details),
             "knobs": dict(self.knobs),
             "default_knobs": dict(self.default_knobs),
             "microseconds": round(self.microseconds, 3),
@@ -180,7 +188,7 @@ class RecordBook:
         return self.records.get(key.text)
 
     def nearest(self, key: Key) -> list[Record]:
-        """Records of near shapes with the same traits, the nearest first."""
+        """Records of near kernels with the same traits, the nearest first."""
         near = [(key.distance(record.key), text) for text, record in self.records.items()]
         return [self.records[text] for distance, text in sorted(near) if 0 < distance <= FARTHEST]
 
@@ -339,6 +347,7 @@ def _locked(place: Path) -> Iterator[None]:
 _FIELDS = {
     "shape": int,
     "traits": (int, str),
+    "details": (int, str),
     "knobs": int,
     "default_knobs": int,
     "about": str,
@@ -367,7 +376,7 @@ def _record(kernel: str, entry: object) -> Record:
     if set(entry["knobs"]) != set(entry["default_knobs"]):
         raise ValueError("'knobs' and 'default_knobs' must have the same names")
     values = {name: entry[name] for name in ("knobs", "default_knobs", "about", *_NUMBERS)}
-    return Record(key=Key(kernel, entry["shape"], entry["traits"]), **values)
+    return Record(key=Key(kernel, entry["shape"], entry["traits"], entry["details"]), **values)
 
 
 def _is(value: object, kind: Any) -> bool:

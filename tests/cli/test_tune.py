@@ -21,7 +21,14 @@ from tvmq.tuning import TunedKernel, TuneProgress, TuneResult
 
 NETWORK = Path(tvmq.__file__).parents[1] / "examples" / "mnist" / "mnist-binary.onnx"
 RECORD = Record(
-    Key("conv2d", {"width": 4}, {"kernel": "3x3"}), {"tile": 2}, {"tile": 1}, 4.0, 5.0, 0.01, 64, {"host": "a board"}
+    Key("conv2d", {"width": 4}, {"kernel": "3x3"}, {"threads": 1}),
+    {"tile": 2},
+    {"tile": 1},
+    4.0,
+    5.0,
+    0.01,
+    64,
+    {"host": "a board"},
 )
 RESULT = TuneResult("host", (TunedKernel("conv 3x3", 2, RECORD),), ("records/conv2d.json",))
 

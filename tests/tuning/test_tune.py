@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -98,6 +99,15 @@ def test_wrong_arguments(model, target, tmp_path):
 def test_nothing_to_tune(target, tmp_path):
     result = tune_kernels([], target, output=tmp_path)
     assert result.kernels == () and str(result).startswith("nothing to tune for host")
+
+
+def test_disturbed_times_are_told(task, target, tmp_path, fake_host):
+    kernel = task()
+    result = tune_kernels([kernel], target, trials=2, host=fake_host(kernel, lambda point: 1.0), output=tmp_path)
+    assert "disturbed" not in str(result)
+    (tuned,) = result.kernels
+    noisy = dataclasses.replace(tuned, record=dataclasses.replace(tuned.record, spread=0.2))
+    assert "disturbed the times of 1 of 1 kernels: see --again" in str(dataclasses.replace(result, kernels=(noisy,)))
 
 
 def test_minor_kernels_get_fewer_trials(task, target, tmp_path, fake_host):

@@ -99,7 +99,9 @@ class _Conv2dLimits:
 
     @property
     def words(self) -> int:
-        """Words of the innermost loop of the reduction."""
+        """Words of the innermost loop of the reduction; 1 where it is not over words of bits."""
+        if self.workload.combine not in ("xor", "and"):
+            return 1
         if self.workload.word_bits == 32:
             return self.workload.in_words
         return byte_chunk(self.workload.in_words, self.workload.pairs_per_class)
@@ -151,7 +153,6 @@ class Conv2dKind:
             **({"width": int(width)} if isinstance(width, int | tirx.IntImm) else {}),
             "in_channels": workload.in_channels,
             "out_channels": workload.out_channels,
-            "threads": threads,
         }
         traits: dict[str, int | str] = {
             "kernel": _times(workload.kernel),
@@ -162,9 +163,9 @@ class Conv2dKind:
             "weight_planes": workload.weight_planes,
             "combine": workload.combine,
             "classes": workload.classes,
-            "epilogue": _epilogue(workload.epilogue),
         }
-        return Key("conv2d", shape, traits)
+        details: dict[str, int | str] = {"epilogue": _epilogue(workload.epilogue), "threads": threads}
+        return Key("conv2d", shape, traits, details)
 
     def title(self, function: tirx.PrimFunc) -> str:
         """See :class:`KernelKind`."""

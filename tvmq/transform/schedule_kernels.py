@@ -10,7 +10,7 @@ After::
     @T.prim_func
     def conv1(...): T.func_attr({"tirx.is_scheduled": True, ...})                    # tiled, unrolled, vectorised
 
-Kernels with knobs take those of a tuned record: of the same kernel, else of the nearest shape, else the analytic
+Kernels with knobs take those of a tuned record: of the same kernel, else of the nearest one, else the analytic
 default.  The attribute ``tvmq.schedule`` says which it was.  Elementwise functions of TVM are fused into one loop and
 vectorised; other functions are left alone.
 """

@@ -41,6 +41,8 @@ RANDOM_SHARE = 4
 TRIAL_ROUNDS = 7
 FINAL_ROUNDS = 41
 FINALISTS = 4
+SMALLEST_GAIN = 0.01
+"""Gains below this are not worth a record: another core of the kind, or a busier cache, eats them up."""
 SEED = 1
 _FAILED_RATIO = 1e3
 """What the cost model is told of a point that could not be built or run."""
@@ -132,7 +134,7 @@ class Search:
         results = self.measure(ranked, FINAL_ROUNDS)
         found = [(knobs, paired) for knobs, paired in zip(ranked, results, strict=True) if isinstance(paired, Paired)]
         # What is not faster by more than the times scatter may be slower tomorrow.
-        sure = [(knobs, paired) for knobs, paired in found if paired.ratio + paired.spread < 1]
+        sure = [(knobs, paired) for knobs, paired in found if paired.ratio + max(paired.spread, SMALLEST_GAIN) < 1]
         return min(sure, key=lambda pair: pair[1].ratio, default=None)
 
     def finalists(self, count: int) -> list[Knobs]:

@@ -11,7 +11,7 @@ from tvmq.build import stages_of
 from tvmq.dialect import is_call
 from tvmq.kernels.knobs import KernelKind, kind_of
 from tvmq.model import Model, module_bindings
-from tvmq.records import Key
+from tvmq.records import Key, RecordBook
 from tvmq.target import Target
 
 __all__ = ["Task", "network_tasks"]
@@ -62,7 +62,7 @@ def network_tasks(model: Model, target: Target) -> list[Task]:
     list of Task
         In the order in which they run first.
     """
-    *_, fused, _scheduled = stages_of(model.module, target)
+    *_, fused, _scheduled = stages_of(model.module, target, RecordBook({}))
     return _tasks(fused.module, target)
 
 

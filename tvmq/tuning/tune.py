@@ -38,6 +38,8 @@ MINOR_SHARE = 0.05
 """Share of the tuned kernels' time below which a kernel gets fewer trials."""
 MINOR_TRIALS = 4
 """Such a kernel gets one of so many trials."""
+DISTURBED_SPREAD = 0.1
+"""Spread above which small differences mean nothing."""
 FINAL_SECONDS = 3.0
 """A first guess of the time that a kernel takes beside its trials."""
 
@@ -171,7 +173,11 @@ class TuneResult:
         rows = [_row(kernel) for kernel in self.kernels]
         total = ["total", "", _time(self.default_microseconds), _time(self.microseconds)]
         total += [_speedup(self.default_microseconds / self.microseconds), "", ""]
-        return "\n".join(table(header, rows, {"runs", "default", "tuned", "speed-up", "trials"}, total))
+        lines = table(header, rows, {"runs", "default", "tuned", "speed-up", "trials"}, total)
+        disturbed = sum(kernel.record.spread > DISTURBED_SPREAD for kernel in self.kernels)
+        if disturbed:
+            lines += ["", f"other programs disturbed the times of {disturbed} of {len(rows)} kernels: see --again"]
+        return "\n".join(lines)
 
 
 def _row(kernel: TunedKernel) -> list[str]:
