@@ -9,10 +9,13 @@ from hypothesis import strategies as st
 
 from tvmq.bitplanes import (
     BitPlanes,
+    ByteTerms,
     Encoding,
     basis_terms,
     border_classes,
     border_constants,
+    byte_constants,
+    byte_terms,
     constant_terms,
     dot,
     dot_terms,
@@ -363,3 +366,36 @@ def test_an_offset_takes_a_plane_of_ones():
 def test_activations_with_coefficients_per_channel_have_no_basis_product():
     per_channel = Encoding.learned(np.ones((2, 1)))
     assert basis_terms(per_channel, BitPlanes(np.zeros((4, 2), np.uint8), WEIGHTS[0])) is None
+
+
+@pytest.mark.parametrize(
+    ("encoding", "expected"),
+    [
+        (Encoding.unsigned(8), (1, 0, 0)),
+        (Encoding.binary(), (2, 0, -1)),
+        (Encoding.equispaced(3), (2, 0, -7)),
+        (Encoding.twos_complement(8), (1, 128, -128)),
+        (Encoding(np.array([-3, 6]), np.array(5)), (3, 1, 2)),
+        (Encoding.ternary(), None),
+        (Encoding(np.array([1, 3])), None),
+        (Encoding.learned(np.array([1.0, 2.0])), None),
+    ],
+)
+def test_activations_as_bytes(encoding, expected):
+    terms = byte_terms(encoding)
+    if expected is None:
+        assert terms is None
+        return
+    assert terms == ByteTerms(*expected)
+    codes = np.arange(2**encoding.planes, dtype=np.uint8)
+    octets = (codes ^ np.uint8(terms.flip)).astype(np.int64)
+    np.testing.assert_array_equal(encoding.units(codes), terms.multiplier * octets + terms.offset)
+
+
+def test_the_constant_of_bytes_leaves_out_the_padding():
+    units = np.arange(-9, 9).reshape(1, 2, 3, 3)
+    inside = np.array([[False, False, False], [False, True, True], [False, True, True]])
+    terms = byte_terms(Encoding.twos_complement(8))
+    assert terms is not None
+    np.testing.assert_array_equal(byte_constants(terms, units), -128 * units.sum(axis=(1, 2, 3)))
+    np.testing.assert_array_equal(byte_constants(terms, units, inside), -128 * units[..., 1:, 1:].sum(axis=(1, 2, 3)))

@@ -114,7 +114,8 @@ def test_binary_network_with_eight_bit_input(target, channels):
     rows = bundle.layers(target)
     assert [row["name"] for row in rows] == ["0", "4", "7", "11", "14"]
     assert [(row["weight_bits"], row["activation_bits"]) for row in rows] == [(1, 8), *[(1, 1)] * 4]
-    assert all(row["kernel"].startswith("bitserial") for row in rows)
+    assert rows[0]["kernel"] == f"int8 {get_target(target).dot}"
+    assert all(row["kernel"].startswith("bitserial") for row in rows[1:])
 
 
 def test_first_layer_by_sign():

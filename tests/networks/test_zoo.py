@@ -61,7 +61,7 @@ def quantized_layers(net: nn.Module) -> list[str]:
 
 def packed_rows(bundle: tvmq.Bundle, target: str) -> list[dict]:
     rows = [{**row, "name": row["name"].replace(".", "_")} for row in bundle.layers(target)]
-    return [row for row in rows if row["kernel"].startswith("bitserial")]
+    return [row for row in rows if row["kernel"].startswith(("bitserial", "int8"))]
 
 
 def check_packed(bundle: tvmq.Bundle, target: str, net: nn.Module, weight_bits: int, activation_bits: int) -> None:

@@ -34,7 +34,7 @@ _EPILOGUE = ("number", "addend", "store_number", "code", "mask", "word", "store_
 """Stages that follow the reduction; the first one that a workload has covers whole tiles."""
 _MIN_PIECE = 4
 """Channels of a vector below which moving them one by one is as good."""
-_POOL_LANES = 16
+_POOL_LANES = {"uint8": 64, "uint32": 16}
 """Words that one vector of the pooling kernel holds at most."""
 _UNROLLED_CHANNELS = 8
 """Bytes of a pixel up to which packing them is unrolled."""
@@ -250,7 +250,7 @@ def schedule(function: tirx.PrimFunc, target: TargetLike) -> tirx.PrimFunc | Non
     elif str(kernel) == "bytes_to_bits":
         _schedule_bytes_to_bits(sch, target)
     elif str(kernel) == "max_pool2d":
-        _schedule_pool(sch)
+        _schedule_pool(sch, str(function.params[0].dtype))
     elif str(kernel) == "quantize":
         _schedule_quantize(sch)
     elif str(kernel) == "channels_first":
@@ -520,12 +520,12 @@ def _schedule_bytes_to_bits(sch: s_tir.Schedule, target: TargetLike) -> None:
     sch.vectorize(lane)
 
 
-def _schedule_pool(sch: s_tir.Schedule) -> None:
+def _schedule_pool(sch: s_tir.Schedule, dtype: str) -> None:
     """The words of a pixel innermost, so that the bounds of a tap are tested once per pixel."""
     maximum = _blocks(sch)["maximum"]
     *_, words, kh, kw = sch.get_loops(maximum)
     sch.reorder(kh, kw, words)
-    lanes = _power_of_two(int(sch.get(words).extent), _POOL_LANES)
+    lanes = _power_of_two(int(sch.get(words).extent), _POOL_LANES[dtype])
     if lanes > 1:
         _, lane = sch.split(words, [None, lanes])
         sch.vectorize(lane)

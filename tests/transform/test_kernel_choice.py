@@ -1,0 +1,190 @@
+"""Which products become products of bytes, and that what they are lowered to is exact."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tvm
+from tvm import relax
+
+from tvmq import golden
+from tvmq.bitplanes import Encoding
+from tvmq.dialect import affine, constant, conv2d, dense, is_call, max_pool2d, threshold, workload_of
+from tvmq.target import get_target
+from tvmq.transform import LowerBitserial
+from tvmq.transform.kernel_choice import byte_form, rates
+
+WIDE, NARROW, ARM = (get_target(name) for name in ("x86-avx512-vpopcntdq", "x86-avx2", "raspberry-pi-4"))
+SIGNED = Encoding.twos_complement
+UNSIGNED = Encoding.unsigned
+
+
+def product(x: Encoding, w: Encoding, channels: int = 64, kernel: int = 3, samples: int = 1, outputs: int = 8):
+    q = relax.Var("q", relax.TensorType((samples, channels, 9, 9), "uint8"))
+    codes = np.zeros((outputs, channels, kernel, kernel), np.uint8)
+    codes[0, 0] = 2**w.planes - 1
+    return conv2d(q, constant(codes), x, w)
+
+
+@pytest.mark.parametrize(
+    ("x", "w", "bytes_"),
+    [
+        (UNSIGNED(8), SIGNED(8), True),
+        (UNSIGNED(8), Encoding.binary(), True),
+        (UNSIGNED(4), SIGNED(4), True),
+        (SIGNED(8), SIGNED(8), True),
+        (Encoding.equispaced(4), Encoding.equispaced(4), True),
+        (UNSIGNED(2), Encoding.ternary(), False),
+        (Encoding.binary(), Encoding.binary(), False),
+        (UNSIGNED(1), UNSIGNED(5), False),
+        (UNSIGNED(1), UNSIGNED(6), True),
+        (Encoding(np.array([1, -1])), SIGNED(8), False),  # ternary activations are no range of bytes
+        (UNSIGNED(8), Encoding.equispaced(8), False),  # its weights are odd numbers up to 255
+        (UNSIGNED(8), UNSIGNED(8), False),  # and these are unsigned
+    ],
+)
+def test_bytes_where_bit_planes_do_not_pay(x, w, bytes_):
+    assert (byte_form(product(x, w), WIDE) is not None) == bytes_
+    assert byte_form(product(x, w), ARM) is None
+
+
+def test_padding_channels_count():
+    assert rates(WIDE, 32, 9, 2, 3, 0).planes == pytest.approx(683 / 6)
+    assert rates(WIDE, 33, 9, 2, 3, 0).planes == pytest.approx(683 / 6 * 33 / 64)
+    assert rates(WIDE, 3, 49, 1, 8, 0).planes == pytest.approx(683 / 8 * 147 / 160)
+    assert rates(WIDE, 3, 49, 1, 8, 0).bytes == pytest.approx(128 * 147 / 148)
+    assert byte_form(product(UNSIGNED(2), UNSIGNED(2), 32), WIDE) is None
+    assert byte_form(product(UNSIGNED(2), UNSIGNED(2), 36), WIDE) is not None
+
+
+def test_weights_of_a_single_sample_come_from_memory():
+    def layer(samples: int):
+        q = relax.Var("q", relax.TensorType((samples, 1024), "uint8"))
+        return dense(q, constant(np.zeros((1024, 1024), np.uint8)), UNSIGNED(4), SIGNED(4))
+
+    assert byte_form(layer(1), WIDE) is None
+    assert byte_form(layer(16), WIDE) is not None
+
+
+def test_sums_that_leave_32_bits_stay_planes():
+    q = relax.Var("q", relax.TensorType((2, 70000), "uint8"))
+    assert byte_form(dense(q, constant(np.full((4, 70000), 128, np.uint8)), UNSIGNED(8), SIGNED(8)), WIDE) is None
+
+
+def calls(module: tvm.IRModule, name: str) -> list:
+    bindings = [binding.value for block in module["main"].body.blocks for binding in block.bindings]
+    return [value for value in bindings if is_call(value, name)]
+
+
+def network(encodings: list[tuple[Encoding, Encoding]], channels: int, seed: int) -> tvm.IRModule:
+    """conv - threshold - pool - conv - threshold - flatten - dense - affine, on codes, each with its encodings."""
+    random = np.random.default_rng(seed)
+    hidden = [int(v) for v in random.integers(5, 40, 2)]
+
+    def weight(w: Encoding, *shape: int) -> relax.Expr:
+        return constant(random.integers(0, 2**w.planes, shape).astype(np.uint8))
+
+    def quantized(sums: relax.Expr, x: Encoding, spread: float) -> relax.Expr:
+        count = 2**x.planes - 1
+        levels = np.sort(random.normal(0, spread, (count, int(sums.ty.shape[1]))), axis=0)
+        if seed % 2:
+            steps = spread * (0.5 + random.random(levels.shape[1])) / count
+            levels = (np.arange(count)[:, None] - count / 2) * steps
+        # In two's complement codes go up to the largest number, then on from the smallest.
+        order = np.argsort(x.units(np.arange(count + 1, dtype=np.uint8)), kind="stable")
+        codes = constant(order.astype(np.uint8))
+        return builder.emit(threshold(sums, constant(np.ceil(levels).astype(np.int32)), codes))
+
+    builder = relax.BlockBuilder()
+    q = relax.Var("q", relax.TensorType((2, channels, 13, 12), "uint8"))
+    with builder.function("main", [q]):
+        with builder.dataflow():
+            (x0, w0), (x1, w1), (x2, w2) = encodings
+            s = builder.emit(conv2d(q, weight(w0, hidden[0], channels, 3, 3), x0, w0, (2, 2), (1, 1, 1, 1)))
+            c = quantized(s, x1, 2.0 ** (x0.planes + w0.planes - 1))
+            if np.all(np.diff(x1.units(np.arange(2**x1.planes, dtype=np.uint8))) > 0):
+                c = builder.emit(max_pool2d(c, constant(random.integers(0, 2, hidden[0], dtype=np.uint8)), (2, 2)))
+            s = builder.emit(conv2d(c, weight(w1, hidden[1], hidden[0], 3, 3), x1, w1, (1, 1), (1, 1, 1, 1)))
+            c = quantized(s, x2, 2.0 ** (x1.planes + w1.planes))
+            flat = builder.emit(relax.op.reshape(c, (2, -1)))
+            s = builder.emit(dense(flat, weight(w2, 10, int(flat.ty.shape[1])), x2, w2))
+            scale, offset = (constant(random.normal(size=10).astype(np.float32)) for _ in range(2))
+            output = builder.emit_output(affine(s, scale, offset))
+        builder.emit_func_output(output)
+    return builder.get()
+
+
+W8A8, W4A4, W1A1 = (UNSIGNED(8), SIGNED(8)), (UNSIGNED(4), SIGNED(4)), (Encoding.binary(), Encoding.binary())
+NETWORKS = {
+    "w8a8": [W8A8] * 3,
+    "w4a4": [W4A4] * 3,
+    "signed": [(SIGNED(8), SIGNED(8))] * 3,
+    "odd numbers": [(Encoding.equispaced(4), Encoding.equispaced(4))] * 3,
+    "eight-bit input": [(UNSIGNED(8), Encoding.binary()), W1A1, W1A1],
+    "back to bytes": [W1A1, W1A1, W4A4],
+    "in between": [W1A1, W4A4, (Encoding.binary(), SIGNED(4))],
+}
+KERNELS = {
+    "w8a8": ["dot"] * 3,
+    "w4a4": ["dot"] * 3,
+    "signed": ["dot"] * 3,
+    "odd numbers": ["dot"] * 3,
+    "eight-bit input": ["dot", "xor", "xor"],
+    "back to bytes": ["xor", "xor", "dot"],
+    "in between": ["xor", "dot", "and"],
+}
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("channels", [3, 32])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_lowered_networks_are_exact(name, channels, seed):
+    module = network(NETWORKS[name], channels, seed)
+    q = np.random.default_rng(seed).integers(0, 2 ** NETWORKS[name][0][0].planes, (2, channels, 13, 12), dtype=np.uint8)
+    expected = golden.interpret(module, [q])[0]
+    for target in (WIDE, NARROW, dataclasses.replace(WIDE, dot=None)):
+        lowered = LowerBitserial(target)(module)
+        np.testing.assert_array_equal(golden.interpret(lowered, [q])[0], expected)
+        if target is WIDE and channels == 32:
+            kernels = [workload_of(call).combine for call in calls(lowered, "tvmq.bitserial_conv2d")]
+            assert kernels == KERNELS[name]
+        # Between products, codes are written as they are read.
+        assert not any(calls(lowered, f"tvmq.{moves}") for moves in ("bits_to_bytes", "bytes_to_bits", "byteunpack"))
+
+
+def test_a_first_layer_of_few_channels_gathers_its_windows():
+    lowered = LowerBitserial(WIDE)(network(NETWORKS["w8a8"], 3, 0))
+    first = workload_of(calls(lowered, "tvmq.bitserial_conv2d")[0])
+    assert first.dot.gathered and first.in_words == 3
+    assert int(calls(lowered, "tvmq.bytepack")[0].attrs["length"]) == 3
+
+
+def test_readers_that_differ_get_what_they_read():
+    builder = relax.BlockBuilder()
+    random = np.random.default_rng(0)
+    q = relax.Var("q", relax.TensorType((1, 32, 6, 6), "uint8"))
+    with builder.function("main", [q]):
+        with builder.dataflow():
+            codes = constant(random.integers(0, 2, (32, 32, 1, 1), dtype=np.uint8))
+            s = builder.emit(conv2d(q, codes, *W1A1))
+            c = builder.emit(
+                threshold(
+                    s,
+                    constant(np.sort(random.integers(-9, 9, (3, 32)), 0).astype(np.int32)),
+                    constant(np.arange(4, dtype=np.uint8)),
+                )
+            )
+            wide = constant(random.integers(0, 256, (8, 32, 3, 3)).astype(np.uint8))
+            narrow = constant(random.integers(0, 2, (8, 32, 3, 3), dtype=np.uint8))
+            one = builder.emit(conv2d(c, wide, UNSIGNED(2), SIGNED(8)))
+            two = builder.emit(conv2d(c, narrow, UNSIGNED(2), Encoding.binary()))
+            output = builder.emit_output(relax.Tuple([one, two]))
+        builder.emit_func_output(output)
+    module = builder.get()
+    lowered = LowerBitserial(WIDE)(module)
+    assert len(calls(lowered, "tvmq.bits_to_bytes")) == 1
+    arrays = [random.integers(0, 2, (1, 32, 6, 6), dtype=np.uint8)]
+    for actual, expected in zip(golden.interpret(lowered, arrays), golden.interpret(module, arrays), strict=True):
+        np.testing.assert_array_equal(actual, expected)
