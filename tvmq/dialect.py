@@ -38,7 +38,7 @@ from tvmq import errors
 from tvmq.bitplanes import BasisTerms, Encoding, window_classes
 from tvmq.kernels.float_workload import FloatWorkload, unpack_weights
 from tvmq.kernels.packing import pack_activations, pack_bytes, unpack_activations
-from tvmq.kernels.sequential import sequential_product
+from tvmq.kernels.sequential import sequential_product, sequential_windows
 from tvmq.kernels.workload import Conv2dWorkload, Integer, Thresholds, padded_bytes
 
 __all__ = [
@@ -694,14 +694,13 @@ def _dense_product(x: np.ndarray, w: np.ndarray) -> np.ndarray:
 def _window_product(x: np.ndarray, w: np.ndarray, attrs: Any, groups: int = 1) -> np.ndarray:
     """(N, C, H, W) floats convolved with (O, C / groups, KH, KW) floats, a few samples at a time."""
     windows = _windows(x, pair(w.shape[2:]), attrs)
-    batch, channels, rows, columns = windows.shape[:4]
+    batch, _, rows, columns = windows.shape[:4]
     matrices = np.ascontiguousarray(w.reshape(groups, len(w) // groups, -1), np.float32)
     result = np.empty((batch, len(w), rows, columns), np.float32)
     step = max(1, _LARGEST_GATHER // max(1, windows[:1].size))
     for start in range(0, batch, step):
         piece = windows[start : start + step].transpose(1, 4, 5, 0, 2, 3)
-        samples = piece.reshape(groups, channels // groups * w.shape[2] * w.shape[3], -1)
-        product = sequential_product(matrices, samples).reshape(len(w), -1, rows, columns)
+        product = sequential_windows(matrices, piece).reshape(len(w), -1, rows, columns)
         result[start : start + step] = product.transpose(1, 0, 2, 3)
     return result
 

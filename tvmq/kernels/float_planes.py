@@ -38,6 +38,10 @@ _CHAINS = 8
 """Sums that must be under way to hide the latency of a fused multiply-add: four cycles, two per cycle."""
 _MOST_CHANNELS = 16
 _MOST_ROWS = 8
+_CACHED = 16384
+"""Bytes of padded rows that stay in the first-level cache."""
+_MOST_BYTES = 1024
+"""Bytes of sums that TVM puts on the heap, which takes longer than few products; many are worth it."""
 _MOST_PIECES = 14
 """Vectors of a row in one tile at most."""
 _MOST_PRODUCTS = 256
@@ -99,7 +103,12 @@ def _tile(workload: FloatWorkload) -> _Tile:
         for height in _divisors(workload.out_height, _MOST_ROWS)
         for pieces in _divisors(_columns(workload) // lanes, _MOST_PIECES)
     ]
-    fitting = [tile for tile in tiles if registers(tile) <= workload.registers]
+    fitting = [
+        tile
+        for tile in tiles
+        if registers(tile) <= workload.registers
+        and (tile.channels > 1 or 4 * tile.rows * tile.pieces * lanes < _MOST_BYTES or tile.rows * tile.pieces == 1)
+    ]
     return min(fitting, key=lambda tile: (round(cost(tile), 2), -tile.channels * tile.rows * tile.pieces))
 
 
@@ -262,9 +271,10 @@ class _Scheduler:
         is_whole = _is_whole(workload)
         n, o, y, x = sch.get_loops(blocks["output"])
         per_group = workload.out_channels // workload.groups // tile.channels
-        group, outer, channel = sch.split(o, [workload.groups, per_group, tile.channels])
+        together = divisor(workload.groups, _CACHED // self.plane_bytes())
+        chunk, group, outer, channel = sch.split(o, [None, together, per_group, tile.channels])
         row_tile, row = sch.split(y, [None, tile.rows])
-        sch.reorder(n, group, row_tile, outer, channel, row, x)
+        sch.reorder(n, chunk, group, row_tile, outer, channel, row, x)
         own = [channel, row, x]
         if not is_whole:
             if self.vector and workload.out_width <= _MOST_PIECES * tile.lanes:
@@ -278,14 +288,21 @@ class _Scheduler:
         else:
             sch.reorder(column_tile, *own[:2], piece, lane)
         if self.parallel:
-            sch.parallel(group if workload.groups > 1 else row_tile)
+            sch.parallel(chunk if workload.groups > 1 else row_tile)
         sch.compute_at(blocks["accumulate"], inside, preserve_unit_loops=True)
+        # What no other group reads is copied when it is needed: few rows, or the rows of several small groups.
+        by_rows = workload.groups > 1 and self.plane_bytes() > _CACHED
+        place = row_tile if by_rows else chunk
         for name in ("phase", "pad"):
             if name in blocks:
-                sch.compute_at(blocks[name], group, preserve_unit_loops=True)
+                sch.compute_at(blocks[name], place, preserve_unit_loops=True)
+        if "phase" in blocks:
+            *_, phase, column = sch.get_loops(blocks["phase"])
+            sch.reorder(column, phase)  # so that LLVM loads vectors, and takes them apart
+            sch.unroll(phase)
         self.tiled([*own[:2], piece, lane])
         self.sums()
-        self.decompose_padding()
+        self.decompose_padding(4 if by_rows else 2)
 
     def tiled(self, loops: list[Any]) -> None:
         *others, lane = loops
@@ -322,9 +339,17 @@ class _Scheduler:
             sch.unroll(step)
         sch.decompose_reduction(block, channel)
 
-    def decompose_padding(self) -> None:
+    def plane_bytes(self) -> int:
+        """Of the padded channels that a group reads."""
+        if "pad" not in self.blocks:
+            return _CACHED
+        _, channels, height, width = self.sch.get(self.blocks["pad"]).writes[0].source.shape
+        return 4 * int(channels) // self.workload.groups * int(height) * int(width)
+
+    def decompose_padding(self, outer: int) -> None:
+        """Zeros, then the image; of the loops around it the outer ones are shared with other blocks."""
         if "pad" not in self.blocks:
             return
-        first = self.sch.get_loops(self.blocks["pad"])[2]
+        first = self.sch.get_loops(self.blocks["pad"])[outer]
         if self.sch.can_decompose_padding(self.blocks["pad"], first):
             self.sch.decompose_padding(self.blocks["pad"], first)
