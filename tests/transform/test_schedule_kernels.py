@@ -50,7 +50,8 @@ OTHER = {**DEFAULT, "pixel_rows": 1, "row_tile": 7, "unroll_words": 2}
 
 
 def record(function: tvm.tirx.PrimFunc, knobs: dict[str, int], default: dict[str, int] = DEFAULT) -> Record:
-    return Record(KIND.key(function, TARGET), knobs, default, 1.0, 2.0, 0.0, 1, {})
+    seconds = 2.0 if knobs == default else 1.0
+    return Record(KIND.key(function, TARGET), knobs, default, seconds, 2.0, 0.0, 1, {})
 
 
 def scheduled(*records: Record) -> tvm.tirx.PrimFunc:
@@ -92,6 +93,12 @@ def test_no_shape_is_near():
 
 def test_the_default_was_best_for_the_nearest_shape():
     expect(scheduled(record(kernel(14, 128), DEFAULT), record(kernel(28, 64), OTHER)), "default", DEFAULT)
+
+
+def test_a_small_gain_is_not_taken_to_another_shape():
+    near = dataclasses.replace(record(kernel(14, 128), OTHER), microseconds=1.95)
+    expect(scheduled(near), "default", DEFAULT)
+    expect(scheduled(dataclasses.replace(near, microseconds=1.9)), "nearest", {**OTHER, "row_tile": 7})
 
 
 @pytest.mark.parametrize("unfit", [{"pixel_tile": 5}, {"channel_tile": 8}])

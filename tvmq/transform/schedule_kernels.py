@@ -30,6 +30,8 @@ __all__ = ["SCHEDULE_ATTRIBUTE", "ScheduleKernels"]
 
 SCHEDULE_ATTRIBUTE = "tvmq.schedule"
 """Where a kernel's knobs are from: "tuned", "nearest" or "default"."""
+LEAST_GAIN = 1.05
+"""Speed-up of a near kernel above which its knobs are taken: smaller ones do not survive a change of shape."""
 
 
 @tvm.transform.module_pass(opt_level=0, name="tvmq.ScheduleKernels")
@@ -71,8 +73,8 @@ class ScheduleKernels:
         if knobs is not None:
             return "tuned", knobs
         for near in self.records.nearest(key):
-            if dict(near.knobs) == dict(near.default_knobs):
-                break  # the default was best there, and is so here for all we know
+            if near.speedup < LEAST_GAIN:
+                break  # the default was as good there, and is so here for all we know
             knobs = kind.adapted(function, self.target, near.knobs)
             if knobs is not None:
                 return "nearest", knobs
