@@ -278,8 +278,7 @@ def _schedule_conv2d(sch: s_tir.Schedule, workload: Conv2dWorkload, knobs: Conv2
         outer -= len(tasks) - 1
     sch.compute_at(blocks["accumulate"], pixel_outer, preserve_unit_loops=True)
     if "gather" in blocks:
-        alone = int(sch.get(group_outer).extent) == 1 if not knobs.parallel else False
-        _schedule_gather(sch, blocks["gather"], pixel_outer if alone else row_outer, workload)
+        _schedule_gather(sch, blocks["gather"], row_outer, workload)
     _place_reduction(sch, blocks, workload, knobs)
     for name in epilogue[1:]:
         place = sch.compute_at if name == "addend" else sch.reverse_compute_at
