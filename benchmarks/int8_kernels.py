@@ -4,13 +4,14 @@ Kernels read and write packed bytes; levels are those of a 4-bit and of an 8-bit
 ``QLinearConv`` (dense layers: ``QLinearMatMul``) from uint8 to uint8 on the same shape.  Rounds are interleaved; the
 least time of each counts, and the clock is measured by a chain of dependent integer multiplications in every round.
 
-    python benchmarks/int8_kernels.py [--rounds 30]
+    TVM_NUM_THREADS=1 python benchmarks/int8_kernels.py --rounds 12 --output benchmarks/results/int8_kernels.json
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import json
 import subprocess
 import tempfile
 import time
@@ -138,8 +139,9 @@ def rival(workload: Conv2dWorkload) -> Callable[[int], float]:
     node = helper.make_node("QLinearMatMul" if dense else "QLinearConv", names, ["y"], **attributes)
     initializers = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
     tensor = helper.make_tensor_value_info
+    out = (workload.width, outputs) if dense else (1, outputs, workload.out_height, workload.out_width)
     graph = helper.make_graph(
-        [node], "g", [tensor("x", TensorProto.UINT8, shape)], [tensor("y", TensorProto.UINT8, None)], initializers
+        [node], "g", [tensor("x", TensorProto.UINT8, shape)], [tensor("y", TensorProto.UINT8, out)], initializers
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=10)
     onnx.checker.check_model(model)
@@ -160,7 +162,9 @@ def rival(workload: Conv2dWorkload) -> Callable[[int], float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=30)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    rounds, results = arguments.rounds, {}
     clock = probe()
     print("layer                       4 bits us  of limit   8 bits us  of limit   onnxruntime us   ratio", flush=True)
     for name, fields in SHAPES.items():
@@ -174,8 +178,13 @@ def main() -> None:
         shares = [low.macs / seconds / peak for seconds in best[:2]]
         us = [seconds * 1e6 for seconds in best]
         ours = f"{us[0]:10.1f} {shares[0]:9.1%} {us[1]:11.1f} {shares[1]:9.1%}"
+        results[name] = {"us_4_bits": us[0], "us_8_bits": us[1], "us_onnxruntime": us[2], "shares": shares}
         print(f"{name:26s} {ours} {us[2]:16.1f} {us[2] / us[0]:7.2f}", flush=True)
     frequency = max(clock.cycles_per_second() for _ in range(50))
+    if arguments.output:
+        versions = {"tvm": tvm.__version__, "onnxruntime": onnxruntime.__version__}
+        record = {"clock": frequency, "products_per_cycle": peak / frequency, "versions": versions, "shapes": results}
+        arguments.output.write_text(json.dumps(record, indent=1) + "\n")
     print(f"clock {frequency / 1e9:.2f} GHz, limit {peak / 1e9:.0f} G products/s = {peak / frequency:.0f} per cycle")
 
 
