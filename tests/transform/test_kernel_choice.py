@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import tvm
-from tvm import relax
+from tvm import relax, tirx
 
 from tvmq import golden
 from tvmq.bitplanes import Encoding
@@ -188,3 +188,27 @@ def test_readers_that_differ_get_what_they_read():
     arrays = [random.integers(0, 2, (1, 32, 6, 6), dtype=np.uint8)]
     for actual, expected in zip(golden.interpret(lowered, arrays), golden.interpret(module, arrays), strict=True):
         np.testing.assert_array_equal(actual, expected)
+
+
+def test_the_number_of_samples_may_be_unknown():
+    builder = relax.BlockBuilder()
+    random = np.random.default_rng(0)
+    q = relax.Var("q", relax.TensorType((tirx.Var("n", "int64"), 6, 5, 4), "uint8"))
+    with builder.function("main", [q]):
+        with builder.dataflow():
+            first, second, third = (
+                constant(random.integers(0, 256, shape).astype(np.uint8)) for shape in ((9, 6, 2, 2), (7, 108), (5, 7))
+            )
+            levels = [constant(np.sort(random.integers(-(9**5), 9**5, (255, c)), 0).astype(np.int32)) for c in (9, 7)]
+            codes = constant(np.arange(256, dtype=np.uint8))
+            c = builder.emit(threshold(builder.emit(conv2d(q, first, *W8A8)), levels[0], codes))
+            flat = builder.emit(relax.op.reshape(c, (q.ty.shape[0], 108)))
+            c = builder.emit(threshold(builder.emit(dense(flat, second, *W8A8)), levels[1], codes))
+            output = builder.emit_output(dense(c, third, *W8A8))
+        builder.emit_func_output(output)
+    module = builder.get()
+    lowered = LowerBitserial(WIDE)(module)
+    assert [workload_of(call).combine for call in calls(lowered, "tvmq.bitserial_conv2d")] == ["dot"] * 3
+    for samples in (1, 3):
+        arrays = [random.integers(0, 256, (samples, 6, 5, 4), dtype=np.uint8)]
+        np.testing.assert_array_equal(golden.interpret(lowered, arrays)[0], golden.interpret(module, arrays)[0])

@@ -1,15 +1,16 @@
-"""Convolution over packed bit planes, fused with its epilogue and the packing of its output.
+"""Convolution over packed bit planes or bytes, fused with its epilogue and the packing of its output.
 
 The function is described as tensor expressions; `tvmq.kernels.schedule` turns it into loops.  Its blocks are
 
 * ``pad``: the image with zero words around it, wide enough for whole pixel tiles;
+* ``gather``: for bytes of few channels, every window as one run of bytes;
 * ``plane_sum``, ``pixel_sum``, ``window_sum``: popcounts of the activations alone, shared by all output channels;
 * ``partial``: for byte words, sums of popcounts that still fit in a byte;
-* ``accumulate``: one integer per plane class, the anchor of every schedule;
+* ``accumulate``: one integer per plane class, or one sum of products of bytes, the anchor of every schedule;
 * ``addend``: one tile of the shortcut, where padded channels must not be read;
 * ``number``: the result as a number, unless thresholds follow at once;
-* ``code``, ``mask``, ``word``: thresholds, bits of the code, and the packed word;
-* ``store_number``, ``store_word``: the outputs, without padded channels and pixels.
+* ``code``, ``mask``, ``word``: thresholds, bits of the code, and the packed word; or ``byte``: the code as a byte;
+* ``store_number``, ``store_word``, ``store_byte``: the outputs, without padded channels and pixels.
 
 Channels appear as (group, vector, lane): a group fills whole vectors and whole words.
 """

@@ -1,7 +1,9 @@
 """Copies of windows: the bytes of a window of few channels, row by row, as one run.
 
-The taps of a row of the filter are neighbours in memory where pixels have no padding channels, so a row is copied in
-vectors; the last one overlaps the one before rather than to exceed the row.
+The taps of a row of the filter are neighbours in memory where pixels have no padding channels, so a row is copied as
+one vector of the next power of two.  What it takes beyond the row, less than once more the row, lies in the window's
+next row in the image, and is overwritten by that one's copy in the run.  The last row has no next one: it is copied in
+shorter vectors, the last of which overlaps the one before rather than to exceed the row.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ from tvmq.kernels.workload import padded_bytes
 
 __all__ = ["register_gather"]
 
-_WIDEST = 16
-"""Bytes of one copy; longer ones would often cross two lines of the cache."""
+_WIDEST = 64
+"""Bytes of one copy."""
 
 
 @cache
@@ -77,7 +79,9 @@ def _implementation(rows: int, columns: int, channels: int, dilation: int) -> An
     length, reach = padded_bytes(used), dilation * (rows - 1) + 1
     width = min(_WIDEST, 1 << (row.bit_length() - 1))
     pieces = -(-row // width)
-    vector = f"uint8x{width}"
+    wide = min(_WIDEST, 1 << (row - 1).bit_length())
+    copies = -(-row // wide)
+    vector, wider = f"uint8x{width}", f"uint8x{wide}"
 
     @T.prim_func(s_tir=True)
     def implementation(image: T.handle, window: T.handle) -> None:
@@ -89,11 +93,15 @@ def _implementation(rows: int, columns: int, channels: int, dilation: int) -> An
         with T.sblock("root"):
             T.reads(pixels[0:reach, 0:columns, 0:1, 0:channels])
             T.writes(run[0:length])
-            for y in T.unroll(rows):
-                for piece in T.unroll(pieces):
-                    run[T.Ramp(y * row + T.min(piece * width, row - width), 1, width)] = pixels.vload(
-                        [y * dilation, 0, 0, T.min(piece * width, row - width)], vector
+            for y in T.unroll(rows - 1):
+                for piece in T.unroll(copies):
+                    run[T.Ramp(y * row + piece * wide, 1, wide)] = pixels.vload(
+                        [y * dilation, 0, 0, piece * wide], wider
                     )
+            for piece in T.unroll(pieces):
+                run[T.Ramp((rows - 1) * row + T.min(piece * width, row - width), 1, width)] = pixels.vload(
+                    [reach - 1, 0, 0, T.min(piece * width, row - width)], vector
+                )
             for rest in T.unroll(length - used):
                 run[used + rest] = pixels[reach - 1, columns - 1, 0, channels - 1]
 

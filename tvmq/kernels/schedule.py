@@ -34,8 +34,8 @@ _EPILOGUE = ("number", "addend", "store_number", "code", "mask", "word", "store_
 """Stages that follow the reduction; the first one that a workload has covers whole tiles."""
 _MIN_PIECE = 4
 """Channels of a vector below which moving them one by one is as good."""
-_POOL_LANES = {"uint8": 64, "uint32": 16}
-"""Words that one vector of the pooling kernel holds at most."""
+_POOL_LANES = {"uint8": 64, "uint32": 16, "float32": 16}
+"""Words or numbers that one vector of the pooling kernel holds at most."""
 _UNROLLED_CHANNELS = 8
 """Bytes of a pixel up to which packing them is unrolled."""
 
@@ -250,7 +250,7 @@ def schedule(function: tirx.PrimFunc, target: TargetLike) -> tirx.PrimFunc | Non
     elif str(kernel) == "bytes_to_bits":
         _schedule_bytes_to_bits(sch, target)
     elif str(kernel) == "max_pool2d":
-        _schedule_pool(sch, str(function.params[0].dtype))
+        _schedule_pool(sch, str(function.params[0].ty.dtype))
     elif str(kernel) == "quantize":
         _schedule_quantize(sch)
     elif str(kernel) == "channels_first":
@@ -299,8 +299,7 @@ def _schedule_conv2d(sch: s_tir.Schedule, workload: Conv2dWorkload, knobs: Conv2
         outer -= len(tasks) - 1
     sch.compute_at(blocks["accumulate"], pixel_outer, preserve_unit_loops=True)
     if "gather" in blocks:
-        alone = int(sch.get(group_outer).extent) == 1 if not knobs.parallel else False
-        _schedule_gather(sch, blocks["gather"], pixel_outer if alone else row_outer, workload)
+        _schedule_gather(sch, blocks["gather"], row_outer, workload)
     _place_reduction(sch, blocks, workload, knobs)
     for name in epilogue[1:]:
         place = sch.compute_at if name == "addend" else sch.reverse_compute_at

@@ -1,4 +1,4 @@
-"""The packing of bits into words: as tensor expression, and as descriptions of the instructions that do it.
+"""The packing of bits into words, and sums of products of bytes: descriptions of the instructions that do it.
 
 A bit arrives as a byte, all ones or all zeros, which is what a comparison of vector registers yields.  TVM matches a
 description against the block that :func:`pack_masks` makes and puts the instruction of a family in its place.
