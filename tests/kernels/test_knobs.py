@@ -14,7 +14,7 @@ from tvmq.kernels.conv2d import conv2d, tiled_width
 from tvmq.kernels.knobs import KINDS, kind_of
 from tvmq.kernels.packing import bitpack
 from tvmq.kernels.schedule import apply_knobs, function_knobs, schedule
-from tvmq.kernels.workload import Affine, Float, Integer, Thresholds
+from tvmq.kernels.workload import Affine, Dot, Float, Integer, Thresholds
 from tvmq.target import get_target
 
 KIND = KINDS["conv2d"]
@@ -155,3 +155,21 @@ def test_kinds(reference):
     assert kind_of(schedule(function, target)) is None
     assert kind_of(bitpack(1, 32, 4, 4, 1, 32)) is None
     assert kind_of(None) is None
+
+
+@pytest.mark.parametrize("name", ["x86-avx512-vpopcntdq", "x86-avx2"])
+@pytest.mark.parametrize("gathered", [False, True])
+def test_products_of_bytes_have_knobs_too(reference, name, gathered):
+    target = get_target(name)
+    planes = _workload(kernel(reference, target, "square"))
+    operands = Dot(activation_bits=8, weight_bits=8, pair_bound=2 * 255 * 127, gathered=gathered)
+    workload = dataclasses.replace(
+        planes, combine="dot", class_multiplier=(1,), activation_multiplier=(0,), lanes=target.dot_lanes, dot=operands
+    )
+    function = conv2d(workload, 1)
+    points = KIND.space(function, target)
+    assert points[0] == KIND.default(function, target)
+    assert KIND.key(function, target).traits["gathered"] == gathered
+    assert KIND.title(function) == "conv 3x3 14x14, 256 to 256, bytes"
+    for point in points[:: max(1, len(points) // 4)]:
+        assert KIND.apply(function, target, point).attrs["tirx.is_scheduled"]

@@ -164,6 +164,8 @@ class Conv2dKind:
             "combine": workload.combine,
             "classes": workload.classes,
         }
+        if workload.dot is not None:
+            traits |= {"gathered": int(workload.dot.gathered)}
         details: dict[str, int | str] = {"epilogue": _epilogue(workload.epilogue), "threads": threads}
         return Key("conv2d", shape, traits, details)
 
@@ -171,7 +173,8 @@ class Conv2dKind:
         """See :class:`KernelKind`."""
         workload = _workload(function)
         width = function.params[0].shape[2]
-        bits = f"w{workload.weight_planes}a{workload.activation_planes}"
+        planes = workload.weight_planes, workload.activation_planes
+        bits = "w{}a{}".format(*planes) if workload.dot is None else "bytes"
         channels = f"{workload.in_channels} to {workload.out_channels}"
         if workload.kernel == (1, 1) and workload.height == 1:
             rows = f"{int(width)} x " if isinstance(width, int | tirx.IntImm) else ""
