@@ -35,7 +35,7 @@ def heights(lines: LevelLines, values: np.ndarray, count: int) -> np.ndarray:
 def test_lines_count_like_comparisons(count, step, arithmetic):
     thresholds = staircase(count, step, 64)
     bound = int(2 * count * step) + 100
-    lines = level_lines(thresholds, bound)
+    lines = level_lines(thresholds, -bound, bound)
     assert lines is not None and lines.arithmetic == arithmetic
     values = np.unique(np.linspace(-bound, bound, 4001).astype(np.int64))
     np.testing.assert_array_equal(heights(lines, values, len(thresholds)), counts(thresholds, values))
@@ -44,20 +44,31 @@ def test_lines_count_like_comparisons(count, step, arithmetic):
 def test_thresholds_that_every_value_reaches_or_none():
     thresholds = staircase(15, 10, 3)
     thresholds[..., 0], thresholds[..., 1] = NEVER, ALWAYS
-    lines = level_lines(thresholds, 1000)
+    lines = level_lines(thresholds, -1000, 1000)
     assert lines is not None
     values = np.arange(-1000, 1001)
     np.testing.assert_array_equal(heights(lines, values, len(thresholds)), counts(thresholds, values))
 
 
+def test_thresholds_beyond_the_range_do_not_bend_the_line():
+    """Sums of XOR are never positive, so that the upper thresholds of a channel may be out of reach."""
+    thresholds = 10 * np.arange(-10, 5, dtype=np.int32)[:, None, None, None]
+    unreachable = np.where(thresholds > 0, NEVER, thresholds).astype(np.int32)
+    assert level_lines(unreachable, -1000, 1000) is None
+    lines = level_lines(unreachable, -1000, 0)
+    assert lines is not None
+    values = np.arange(-1000, 1)
+    np.testing.assert_array_equal(heights(lines, values, 15), counts(unreachable, values))
+
+
 @pytest.mark.parametrize("place", [0, 7, 14])
 def test_uneven_steps_have_no_line(place):
     thresholds = 10 * np.arange(1, 16, dtype=np.int32)[:, None, None, None]
-    assert level_lines(thresholds, 1000) is not None
+    assert level_lines(thresholds, -1000, 1000) is not None
     thresholds[place] += 2 if place == 14 else -2
-    assert level_lines(thresholds, 1000) is None
+    assert level_lines(thresholds, -1000, 1000) is None
 
 
 def test_few_thresholds_are_compared():
-    assert level_lines(staircase(3, 10, 4), 1000) is None
-    assert level_lines(staircase(4, 10, 4), 1000) is not None
+    assert level_lines(staircase(3, 10, 4), -1000, 1000) is None
+    assert level_lines(staircase(4, 10, 4), -1000, 1000) is not None

@@ -169,7 +169,7 @@ def float_max_pool2d(
     Returns
     -------
     function : tirx.PrimFunc
-        ``data`` float32 [N, H, W, C] to ``maximum`` float32 [N, OH, OW, C].  A window starts from the lowest finite
+        ``data`` float32 [N, H, W, C] to ``store`` float32 [N, OH, OW, C].  A window starts from the lowest finite
         number and takes its taps row by row, as in TVM's own pool, so that NaN and zeros of either sign give the same.
 
     Raises
@@ -188,8 +188,10 @@ def float_max_pool2d(
         value = tirx.if_then_else(inside, data[n, row, column, c], tirx.min_value("float32"))
         return te.max(value, axis=[kh, kw])
 
-    maximum = te.compute((batch, *out_size, channels), largest, name="maximum")
-    return as_kernel(te.create_prim_func([data, maximum]), "max_pool2d")
+    shape = (batch, *out_size, channels)
+    maximum = te.compute(shape, largest, name="maximum")
+    output = te.compute(shape, lambda *index: maximum(*index), name="store")
+    return as_kernel(te.create_prim_func([data, output]), "float_max_pool2d")
 
 
 def _check_windows(

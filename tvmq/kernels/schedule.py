@@ -34,8 +34,10 @@ _EPILOGUE = ("number", "addend", "store_number", "code", "mask", "word", "store_
 """Stages that follow the reduction; the first one that a workload has covers whole tiles."""
 _MIN_PIECE = 4
 """Channels of a vector below which moving them one by one is as good."""
-_POOL_LANES = {"uint8": 64, "uint32": 16, "float32": 16}
-"""Words or numbers that one vector of the pooling kernel holds at most."""
+_POOL_LANES = {"uint8": 64, "uint32": 16}
+"""Words that one vector of the pooling kernel holds at most."""
+_FLOAT_POOL_LANES = 16
+_UNROLLED_TAPS = 9
 _UNROLLED_CHANNELS = 8
 """Bytes of a pixel up to which packing them is unrolled."""
 
@@ -251,6 +253,8 @@ def schedule(function: tirx.PrimFunc, target: TargetLike) -> tirx.PrimFunc | Non
         _schedule_bytes_to_bits(sch, target)
     elif str(kernel) == "max_pool2d":
         _schedule_pool(sch, str(function.params[0].ty.dtype))
+    elif str(kernel) == "float_max_pool2d":
+        _schedule_float_pool(sch)
     elif str(kernel) == "quantize":
         _schedule_quantize(sch)
     elif str(kernel) == "channels_first":
@@ -528,6 +532,25 @@ def _schedule_pool(sch: s_tir.Schedule, dtype: str) -> None:
     if lanes > 1:
         _, lane = sch.split(words, [None, lanes])
         sch.vectorize(lane)
+    sch.decompose_reduction(maximum, kh)
+
+
+def _schedule_float_pool(sch: s_tir.Schedule) -> None:
+    """A vector of channels at a time, whose maximum stays in a register over the taps of its window."""
+    blocks = _blocks(sch)
+    *_, channels = sch.get_loops(blocks["store"])
+    lanes = _power_of_two(int(sch.get(channels).extent), _FLOAT_POOL_LANES)
+    vector, lane = sch.split(channels, [None, lanes])
+    sch.vectorize(lane)
+    maximum = blocks["maximum"]
+    sch.compute_at(maximum, vector, preserve_unit_loops=True)
+    sch.set_scope(maximum, 0, "local")
+    *_, lane, kh, kw = sch.get_loops(maximum)
+    sch.reorder(kh, kw, lane)
+    sch.vectorize(lane)
+    if int(sch.get(kh).extent) * int(sch.get(kw).extent) <= _UNROLLED_TAPS:
+        sch.unroll(kh)
+        sch.unroll(kw)
     sch.decompose_reduction(maximum, kh)
 
 

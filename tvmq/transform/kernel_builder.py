@@ -232,21 +232,23 @@ class KernelBuilder:
     ) -> tuple[Conv2dWorkload, list[np.ndarray]]:
         """The same kernel with lines in place of many thresholds, where those are exact."""
         epilogue = workload.thresholds
-        lines = level_lines(constants[0], self.bound(workload)) if self.target.arch == "x86_64" else None
+        lines = level_lines(constants[0], *self.range(workload)) if self.target.arch == "x86_64" else None
         if lines is None or epilogue is None:
             return workload, constants
         epilogue = dataclasses.replace(epilogue, arithmetic=lines.arithmetic)
         return dataclasses.replace(workload, epilogue=epilogue), [lines.slope, lines.intercept]
 
-    def bound(self, workload: Conv2dWorkload) -> int:
-        """The largest magnitude that the kernel's v can have."""
-        multipliers = [abs(m) for m in workload.class_multiplier]
+    def range(self, workload: Conv2dWorkload) -> tuple[int, int]:
+        """The least and the largest value that the kernel's v can have."""
         if self.bytes is not None:
-            largest = int(np.abs(self.units).sum(axis=(1, 2, 3)).max())
-            return max(1, multipliers[0] * largest * (2**self.x.planes - 1))
-        pairs = sum(multipliers[index] for row in workload.plane_class for index in row)
+            factor = workload.class_multiplier[0] * (2**self.x.planes - 1)
+            sums = (factor * self.units.clip(*side).sum(axis=(1, 2, 3)) for side in ((None, 0), (0, None)))
+            ends = np.concatenate(list(sums))
+            return int(ends.min()), int(ends.max())
+        multipliers = [workload.class_multiplier[index] for row in workload.plane_class for index in row]
+        multipliers += workload.activation_multiplier
         bits = workload.in_channels * math.prod(workload.kernel)
-        return max(1, bits * (pairs + sum(abs(m) for m in workload.activation_multiplier)))
+        return bits * sum(min(m, 0) for m in multipliers), bits * sum(max(m, 0) for m in multipliers)
 
     def packed_weight(self, workload: Conv2dWorkload) -> np.ndarray:
         """The weights as the kernel reads them."""

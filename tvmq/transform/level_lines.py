@@ -53,15 +53,15 @@ class LevelLines:
         return str(self.slope.dtype)
 
 
-def level_lines(thresholds: np.ndarray, bound: int) -> LevelLines | None:
+def level_lines(thresholds: np.ndarray, low: int, high: int) -> LevelLines | None:
     """Lines that count thresholds exactly.
 
     Parameters
     ----------
     thresholds : int array of shape (T, RC, CC, O)
         Ascending along T; `ALWAYS` and `NEVER` are below and above every value.
-    bound : int
-        Largest magnitude of the values that are compared with the thresholds.
+    low, high : int
+        The least and the largest value that is compared with the thresholds.
 
     Returns
     -------
@@ -72,48 +72,48 @@ def level_lines(thresholds: np.ndarray, bound: int) -> LevelLines | None:
     if len(limits) < min(FEWEST.values()):
         return None
     # Values below a limit, and from it on, that occur.
-    first = np.where(thresholds == NEVER, bound + 1, np.where(thresholds == ALWAYS, -bound, limits)).clip(
-        -bound, bound + 1
-    )
-    slope = _slopes(first, bound)
-    least, most = _intercepts(first, bound, slope)
+    first = np.where(thresholds == NEVER, high + 1, np.where(thresholds == ALWAYS, low, limits)).clip(low, high + 1)
+    slope = _slopes(first, low, high)
+    least, most = _intercepts(first, low, high, slope)
     if np.any(least >= most):
         return None
     intercept = np.where(np.isinf(least), most - 0.5, np.where(np.isinf(most), least + 0.5, (least + most) / 2))
     for dtype in (np.float32, np.float64):
-        lines = LevelLines(_shortened(slope, dtype, bound), intercept.astype(dtype))
-        if len(limits) >= FEWEST[lines.arithmetic] and _is_exact(lines, first, bound):
+        lines = LevelLines(_shortened(slope, dtype, max(-low, high)), intercept.astype(dtype))
+        if len(limits) >= FEWEST[lines.arithmetic] and _is_exact(lines, first, low, high):
             return lines
     return None
 
 
-def _intercepts(first: np.ndarray, bound: int, slope: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _intercepts(first: np.ndarray, low: int, high: int, slope: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The least intercept, and one that is too large; infinite where nothing limits it."""
     level = np.arange(1, len(first) + 1, dtype=np.float64).reshape(-1, 1, 1, 1)
-    reached = np.where(first > bound, -np.inf, level - slope * first)
-    missed = np.where(first <= -bound, np.inf, level - slope * (first - 1))
+    reached = np.where(first > high, -np.inf, level - slope * first)
+    missed = np.where(first <= low, np.inf, level - slope * (first - 1))
     return reached.max(axis=0), missed.min(axis=0)
 
 
-def _slopes(first: np.ndarray, bound: int) -> np.ndarray:
+def _slopes(first: np.ndarray, low: int, high: int) -> np.ndarray:
     """The slope of each channel that leaves its intercepts the most room, by golden section search."""
-    low, high = np.zeros(first.shape[3]), np.full(first.shape[3], float(len(first) + 1))
+    least_slope, most_slope = np.zeros(first.shape[3]), np.full(first.shape[3], float(len(first) + 1))
 
     def gap(slope: np.ndarray) -> np.ndarray:
-        least, most = _intercepts(first, bound, slope)
+        least, most = _intercepts(first, low, high, slope)
         # Relative to the slope: what is searched for may be very flat.
         return np.max(np.where(np.isinf(least) | np.isinf(most), -np.inf, least - most), axis=(0, 1))
 
-    one, two = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
+    width = _GOLDEN * (most_slope - least_slope)
+    one, two = most_slope - width, least_slope + width
     gap_one, gap_two = gap(one), gap(two)
     for _ in range(_STEPS):
         left = gap_one <= gap_two
-        low, high = np.where(left, low, one), np.where(left, two, high)
-        new = np.where(left, high - _GOLDEN * (high - low), low + _GOLDEN * (high - low))
+        least_slope, most_slope = np.where(left, least_slope, one), np.where(left, two, most_slope)
+        width = _GOLDEN * (most_slope - least_slope)
+        new = np.where(left, most_slope - width, least_slope + width)
         gap_new = gap(new)
         one, two = np.where(left, new, two), np.where(left, one, new)
         gap_one, gap_two = np.where(left, gap_new, gap_two), np.where(left, gap_one, gap_new)
-    return (low + high) / 2
+    return (least_slope + most_slope) / 2
 
 
 def _shortened(slope: np.ndarray, dtype: type, bound: int) -> np.ndarray:
@@ -125,11 +125,11 @@ def _shortened(slope: np.ndarray, dtype: type, bound: int) -> np.ndarray:
     return np.ldexp(np.round(mantissa * scale) / scale, exponent)
 
 
-def _is_exact(lines: LevelLines, first: np.ndarray, bound: int) -> bool:
+def _is_exact(lines: LevelLines, first: np.ndarray, low: int, high: int) -> bool:
     """Whether the lines have the right index at the first and the last value of every level."""
     count = len(first)
-    values = np.concatenate([first, first - 1, np.full_like(first[:1], -bound), np.full_like(first[:1], bound)])
-    values = values.clip(-bound, bound)
+    values = np.concatenate([first, first - 1, np.full_like(first[:1], low), np.full_like(first[:1], high)])
+    values = values.clip(low, high)
     ordered = np.sort(first, axis=0)
     index = np.zeros(values.shape, np.int64)
     for limit in ordered:
