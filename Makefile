@@ -18,8 +18,9 @@ demo: $(VENV)/.installed
 	@mkdir -p build
 	$(BIN)/python examples/demo.py --output build/mnist-binary.tvmq
 
+# One thread for numpy's products: there is a process of tests on every core already.
 test: $(VENV)/.tools $(VENV)/.torch cross-tools
-	$(BIN)/python -m pytest -q --numprocesses auto --dist worksteal
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto --dist worksteal
 
 lint: $(VENV)/.tools
 	$(BIN)/ruff check .
