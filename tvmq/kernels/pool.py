@@ -65,9 +65,7 @@ def max_pool2d(
     kh, kw = te.reduce_axis((0, kernel[0]), "kh"), te.reduce_axis((0, kernel[1]), "kw")
 
     def taps(n: Any, y: Any, x: Any, w: Any) -> tuple:
-        row = y * strides[0] + kh * dilation[0] - padding[0]
-        column = x * strides[1] + kw * dilation[1] - padding[1]
-        inside = tirx.all(row >= 0, row < height, column >= 0, column < width)
+        row, column, inside = _tap((y, x), (kh, kw), (height, width), strides, padding, dilation)
         zero = tirx.const(0, dtype)
         return tuple(
             tirx.if_then_else(inside, data[n, row, column, plane, w] ^ flip[w], zero) for plane in range(planes)
@@ -131,9 +129,7 @@ def byte_max_pool2d(
     kh, kw = te.reduce_axis((0, kernel[0]), "kh"), te.reduce_axis((0, kernel[1]), "kw")
 
     def largest(n: Any, y: Any, x: Any, c: Any) -> Any:
-        row = y * strides[0] + kh * dilation[0] - padding[0]
-        column = x * strides[1] + kw * dilation[1] - padding[1]
-        inside = tirx.all(row >= 0, row < height, column >= 0, column < width)
+        row, column, inside = _tap((y, x), (kh, kw), (height, width), strides, padding, dilation)
         value = tirx.if_then_else(inside, data[n, row, column, 0, c] ^ flip[c], tirx.const(0, "uint8"))
         return te.max(value, axis=[kh, kw])
 
@@ -182,9 +178,7 @@ def float_max_pool2d(
     kh, kw = te.reduce_axis((0, kernel[0]), "kh"), te.reduce_axis((0, kernel[1]), "kw")
 
     def largest(n: Any, y: Any, x: Any, c: Any) -> Any:
-        row = y * strides[0] + kh * dilation[0] - padding[0]
-        column = x * strides[1] + kw * dilation[1] - padding[1]
-        inside = tirx.all(row >= 0, row < height, column >= 0, column < width)
+        row, column, inside = _tap((y, x), (kh, kw), (height, width), strides, padding, dilation)
         value = tirx.if_then_else(inside, data[n, row, column, c], tirx.min_value("float32"))
         return te.max(value, axis=[kh, kw])
 
@@ -192,6 +186,19 @@ def float_max_pool2d(
     maximum = te.compute(shape, largest, name="maximum")
     output = te.compute(shape, lambda *index: maximum(*index), name="store")
     return as_kernel(te.create_prim_func([data, output]), "float_max_pool2d")
+
+
+def _tap(
+    place: tuple[Any, Any],
+    tap: tuple[Any, Any],
+    size: tuple[int, int],
+    strides: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+) -> tuple[Any, Any, Any]:
+    """Row and column of a tap of the window of an output place, and whether they are inside the image."""
+    row, column = (place[axis] * strides[axis] + tap[axis] * dilation[axis] - padding[axis] for axis in range(2))
+    return row, column, tirx.all(row >= 0, row < size[0], column >= 0, column < size[1])
 
 
 def _check_windows(
