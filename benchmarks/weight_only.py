@@ -34,7 +34,12 @@ import tvmq
 from tvmq.bitplanes import Encoding
 from tvmq.machine import this_machine
 
-ALPHABETS = {"ternary": Encoding.ternary(), "2-bit": Encoding.equispaced(2), "4-bit": Encoding.equispaced(4)}
+ALPHABETS = {
+    "binary": Encoding.binary(),
+    "ternary": Encoding.ternary(),
+    "2-bit": Encoding.equispaced(2),
+    "4-bit": Encoding.equispaced(4),
+}
 BLOCK_SECONDS = 0.02
 """Time of one contestant in one round, at least one call."""
 
@@ -47,7 +52,7 @@ def cases() -> dict[str, tuple[torch.nn.Module, torch.Tensor]]:
         for batch in (1, 64):
             layer = torch.nn.Linear(length, outputs, bias=False)
             found[f"dense {length}x{outputs}, batch {batch}"] = (layer, torch.randn(batch, length))
-    for channels, size in ((64, 32), (256, 14)):
+    for channels, size in ((16, 32), (64, 32), (64, 56), (128, 28), (256, 14), (512, 7)):
         layer = torch.nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         found[f"conv 3x3 {channels}->{channels}, {size}x{size}"] = (layer, torch.randn(1, channels, size, size))
     return found

@@ -196,6 +196,23 @@ def test_convolution(target, name):
 
 
 @pytest.mark.parametrize("target", RUNNABLE, ids=lambda target: target.name)
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("width", [16, 31])
+def test_convolution_with_pixels_in_lanes(target, name, width):
+    fields = {"kernel": (3, 3), "padding": (1, 1, 1, 1), "width": width, "out_channels": 12}
+    assert workload(target, ALPHABETS.get(name), **fields).pixel_lanes
+    assert_exact(target, name, 2, **fields)
+    assert_exact(target, name, 1, bias=True, low=0.0, strides=(1, 2), **{**fields, "width": 2 * width})
+
+
+def test_weights_that_no_cache_holds_are_decoded_in_registers():
+    fields = {"kernel": (3, 3), "width": 18, "height": 18, "in_channels": 128}
+    for outputs, by_pixel in ((56, True), (57, False)):
+        work = workload(get_target("host"), ALPHABETS["ternary"], out_channels=outputs, **fields)
+        assert work.pixel_lanes == by_pixel
+
+
+@pytest.mark.parametrize("target", RUNNABLE, ids=lambda target: target.name)
 @pytest.mark.parametrize("width", [7, 14, 17, 32])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_depthwise(target, width, stride):
@@ -291,11 +308,12 @@ def test_unscheduled_function_is_the_same(name):
         np.testing.assert_array_equal(run(unscheduled(work, 3), target, arguments, expected), expected)
 
 
+@pytest.mark.parametrize("fields", [{}, {"kernel": (3, 3)}, {"kernel": (1, 3), "width": 34}], ids=str)
 @pytest.mark.parametrize("name", list(ALPHABETS))
-def test_packing_is_undone_by_unpacking(name):
+def test_packing_is_undone_by_unpacking(name, fields):
     encoding = ALPHABETS[name]
-    work = workload(get_target("host"), encoding, in_channels=41, out_channels=150)
-    codes = np.random.default_rng(0).integers(0, 2**encoding.planes, (150, 41)).astype(np.uint8)
+    work = workload(get_target("host"), encoding, **{**fields, "in_channels": 41, "out_channels": 150})
+    codes = np.random.default_rng(0).integers(0, 2**encoding.planes, (150, work.length)).astype(np.uint8)
     planes = stored_planes(codes, encoding)
     np.testing.assert_array_equal(unpack_codes(pack_codes(planes.codes, work), work), planes.codes)
     np.testing.assert_array_equal(planes.encoding.units(planes.codes), encoding.units(codes))
@@ -332,7 +350,8 @@ def test_every_target_has_a_schedule(target, name):
 def test_on_emulated_cores(name, tiny, core, reference):
     window = {"kernel": (3, 3), "padding": (1, 1, 1, 1), "strides": (2, 1)}
     depthwise = {"kernel": (3, 3), "strides": (2, 2), "in_channels": 7, "out_channels": 7, "groups": 7}
-    for fields in ({"out_channels": 35}, window, *([depthwise] if name == "float" else [])):
+    rows = {"kernel": (3, 3), "padding": (1, 1, 1, 1), "width": 16, "out_channels": 6}
+    for fields in ({"out_channels": 35}, window, rows, *([depthwise] if name == "float" else [])):
         work = workload(core, ALPHABETS.get(name), **fields)
         arguments, expected = case(work, 3, ALPHABETS.get(name), magnitude=1e-42 if tiny else 1.0)
         assert tiny == bool(np.abs(expected).max() < np.finfo(np.float32).tiny)

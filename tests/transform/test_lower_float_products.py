@@ -33,11 +33,12 @@ CODES = np.random.default_rng(0).integers(0, 3, (5, 3, 3, 3)).astype(np.uint8)
 MATRIX = np.random.default_rng(1).integers(0, 8, (6, 30)).astype(np.uint8)
 
 
-def test_convolution(assert_same):
+@pytest.mark.parametrize(("width", "stored"), [(1, 8), (7, 5)], ids=["channels in lanes", "pixels in lanes"])
+def test_convolution(assert_same, width, stored):
     codes, scale = constant(CODES), constant(np.arange(1, 6, dtype=np.float32))
     workload = FloatWorkload(
         height=8,
-        width=7,
+        width=width,
         in_channels=3,
         out_channels=5,
         kernel=(3, 3),
@@ -52,12 +53,12 @@ def test_convolution(assert_same):
     )
     # +1 is code 1 in both alphabets; -1 is code 2, and 3 in two's complement.
     words = constant(pack_codes(np.array([0, 1, 3], np.uint8)[CODES].reshape(5, 27), workload))
-    padded = constant(np.array([1, 2, 3, 4, 5, 0, 0, 0], np.float32))
+    padded = constant(np.array([1, 2, 3, 4, 5, 0, 0, 0], np.float32)[:stored])
 
     @I.ir_module
     class Before:
         @R.function
-        def main(x: R.Tensor(("n", 3, 8, 7), "float32")):
+        def main(x: R.Tensor(("n", 3, 8, width), "float32")):
             with R.dataflow():
                 conv1 = weight_only_conv2d(x, codes, scale, TERNARY, [2, 1], [1, 0, 1, 2])
                 R.output(conv1)
@@ -66,7 +67,7 @@ def test_convolution(assert_same):
     @I.ir_module
     class Expected:
         @R.function
-        def main(x: R.Tensor(("n", 3, 8, 7), "float32")):
+        def main(x: R.Tensor(("n", 3, 8, width), "float32")):
             with R.dataflow():
                 conv1 = packed_float_product(x, words, [padded], workload, "conv1")
                 R.output(conv1)

@@ -9,6 +9,7 @@ convolution run into each other.  Rows that are not whole vectors are computed l
 
 The function is described as tensor expressions, its blocks are
 
+* ``decoded``: weights, of codes, as float32; their scales are left to the results;
 * ``pad``: the image with zeros around it, wide enough for whole vectors;
 * ``phase``: where columns are strided, every so-manieth column of it, so that what a vector needs is contiguous;
 * ``accumulate``: the sums;
@@ -27,6 +28,7 @@ import tvm_ffi
 from tvm import s_tir, te, tirx
 from tvm.ir import Range, TensorLoad, TensorRegion
 
+from tvmq.kernels.code_fields import field_value
 from tvmq.kernels.conv2d import WORKLOAD_ATTRIBUTE, as_kernel
 from tvmq.kernels.float_epilogue import FloatEpilogue
 from tvmq.kernels.float_workload import Extent, FloatWorkload, divisor
@@ -118,18 +120,19 @@ def float_planes(workload: FloatWorkload, batch: Extent) -> tirx.PrimFunc:
     Parameters
     ----------
     workload : FloatWorkload
-        With float32 weights.
+        Whose lanes are pixels.
     batch : int or tirx.Var
         Number of samples.
 
     Returns
     -------
     function : tirx.PrimFunc
-        Parameters: ``data`` [N, C, H, W], ``weight`` [O, C / groups, KH, KW]; as the workload has it ``bias`` [O] and
-        ``shortcut`` [N, O, OH, OW]; ``output`` [N, O, OH, OW]; all float32.
+        Parameters: ``data`` [N, C, H, W]; ``weight`` [O, C / groups, KH, KW], or words of codes [O, words]; as the
+        workload has it ``scale`` [O], ``bias`` [O] and ``shortcut`` [N, O, OH, OW]; ``output`` [N, O, OH, OW]; all
+        float32 but for words, which are uint32.
     """
     data = te.placeholder((batch, workload.in_channels, workload.height, workload.width), "float32", "data")
-    weight = te.placeholder(workload.weight_shape(), "float32", "weight")
+    weight = te.placeholder(workload.weight_shape(), workload.word_dtype, "weight")
     epilogue = FloatEpilogue(workload, batch)
     sums = _sums(workload, batch, data, weight)
 
@@ -156,16 +159,35 @@ def _sums(workload: FloatWorkload, batch: Extent, data: te.Tensor, weight: te.Te
     rows, columns = workload.out_height, _columns(workload)
     inputs = workload.in_channels // workload.groups
     outputs = workload.out_channels // workload.groups
+    factor = _weights(workload, weight)
     channel = te.reduce_axis((0, inputs), "channel")
     ky, kx = (te.reduce_axis((0, size), name) for size, name in zip(workload.kernel, ("ky", "kx"), strict=True))
     pixel = _pixels(workload, batch, data, columns)
 
     def total(n: Any, o: Any, y: Any, x: Any) -> Any:
         return te.sum(
-            pixel(n, o // outputs * inputs + channel, y, x, ky, kx) * weight[o, channel, ky, kx], [channel, ky, kx]
+            pixel(n, o // outputs * inputs + channel, y, x, ky, kx) * factor(o, channel, ky, kx), [channel, ky, kx]
         )
 
     return te.compute((batch, workload.out_channels, rows, columns), total, name="accumulate")
+
+
+def _weights(workload: FloatWorkload, weight: te.Tensor) -> Any:
+    """The number that an input is multiplied with, by output channel, channel of the group, row and column."""
+    if not workload.is_packed:
+        return lambda *index: weight[index]
+    steps, (height, width) = workload.codes_per_word, workload.kernel
+    decoded = te.compute(
+        (workload.out_channels, workload.words, steps),
+        lambda o, word, step: field_value(workload, weight[o, word], step),
+        name="decoded",
+    )
+
+    def factor(o: Any, channel: Any, ky: Any, kx: Any) -> Any:
+        place = (channel * height + ky) * width + kx
+        return decoded[o, place // steps, place % steps]
+
+    return factor
 
 
 def _pixels(workload: FloatWorkload, batch: Extent, data: te.Tensor, columns: int) -> Any:
@@ -300,6 +322,8 @@ class _Scheduler:
             *_, phase, column = sch.get_loops(blocks["phase"])
             sch.reorder(column, phase)  # so that LLVM loads vectors, and takes them apart
             sch.unroll(phase)
+        if "decoded" in blocks and self.vector:
+            sch.vectorize(sch.get_loops(blocks["decoded"])[-1])
         self.tiled([*own[:2], piece, lane])
         self.sums()
         self.decompose_padding(4 if by_rows else 2)

@@ -37,7 +37,6 @@ The function is described as tensor expressions, its blocks are
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -45,11 +44,11 @@ import tvm_ffi
 from tvm import s_tir, te, tirx
 from tvm.ir import Var
 
-from tvmq.kernels.conv2d import WORKLOAD_ATTRIBUTE, as_kernel, fused_multiply_add
+from tvmq.kernels.code_fields import field_value
+from tvmq.kernels.conv2d import WORKLOAD_ATTRIBUTE, as_kernel
 from tvmq.kernels.float_epilogue import FloatEpilogue
 from tvmq.kernels.float_workload import (
     DYNAMIC_ROWS,
-    WORD_BITS,
     Extent,
     FloatWorkload,
     Tile,
@@ -66,9 +65,6 @@ _PARALLEL_MACS = 500_000
 """Multiply-accumulates below which waking other threads costs more than it saves."""
 _MOST_STEPS = 8
 """Successive float weights of a channel that the body of a loop multiplies at most."""
-_MOST_PRODUCTS = 352
-"""Products in the body of a loop.  TVM allocates more than a kilobyte of sums on the heap, from where LLVM lifts them
-into registers only if the loop has few accesses."""
 
 
 def float_product(workload: FloatWorkload, batch: Extent, permute: bool = False) -> tirx.PrimFunc:
@@ -106,8 +102,9 @@ class _Builder:
         self.weight = te.placeholder(workload.weight_shape(), workload.word_dtype, "weight")
         self.epilogue = FloatEpilogue(workload, batch)
         self.inputs = [self.data, self.weight, *self.epilogue.inputs]
-        self.table = te.compute((workload.lanes,), self.table_value, name="table") if permute else None
-        self.padded_length = workload.words * workload.codes_per_word
+        self.permute = permute
+        self.word_parts = -(-workload.length // workload.steps)
+        self.padded_length = self.word_parts * workload.steps
 
     # --- weights ---
 
@@ -117,62 +114,44 @@ class _Builder:
         return (sum(terms[1:], terms[0]) + self.workload.offset).astype("float32")
 
     def unit(self, vectors: int, suffix: str) -> Callable[..., Any]:
-        """Weights by channel tile of `vectors` vectors, word, step, vector and lane."""
+        """Weights by channel tile of `vectors` vectors, part of a word, step, vector and lane."""
         workload = self.workload
         if not workload.is_packed:
 
-            def stored(tile: Any, word: Any, _step: Any, vector: Any, lane: Any) -> Any:
+            def stored(tile: Any, part: Any, _step: Any, vector: Any, lane: Any) -> Any:
                 index = tile * vectors + vector
-                return self.weight[index // workload.group, word, index % workload.group, lane]
+                return self.weight[index // workload.group, part, index % workload.group, lane]
 
             return stored
         shape = (
             workload.vectors // vectors,
-            workload.words,
-            workload.codes_per_word,
+            self.word_parts,
+            workload.steps,
             vectors,
             workload.lanes,
         )
+        parts_per_word = workload.codes_per_word // workload.steps
+        table = te.compute((workload.lanes,), self.table_value, name=f"table{suffix}") if self.permute else None
 
-        def value(tile: Any, word: Any, step: Any, vector: Any, lane: Any) -> Any:
-            index = tile * vectors + vector
-            packed = self.weight[index // workload.group, word, index % workload.group, lane].astype("uint32")
-            if self.table is None:
-                return self.arithmetic(packed, step)
+        def value(tile: Any, part: Any, step: Any, vector: Any, lane: Any) -> Any:
+            index, word = tile * vectors + vector, part // parts_per_word
+            packed = self.weight[index // workload.group, word, index % workload.group, lane]
+            if parts_per_word > 1:
+                packed = packed >> (part % parts_per_word * (workload.steps * workload.bits)).astype("uint32")
+            if table is None:
+                return field_value(workload, packed, step)
             # It has a meaning only as a whole vector: a lane's value is the table's at the place that its code names.
             name = "llvm.x86.avx512.permvar.sf.512" if workload.lanes == 16 else "llvm.x86.avx2.permps"
             index = tirx.reinterpret("int32", packed >> (step * workload.bits).astype("uint32"))
-            return tirx.call_llvm_pure_intrin("float32", name, self.table[lane], index)
+            return tirx.call_llvm_pure_intrin("float32", name, table[lane], index)
 
         return te.compute(shape, value, name=f"unit{suffix}")
 
-    def arithmetic(self, packed: Any, step: Any) -> Any:
-        """The value of a field of a word: shift, cut out, convert; at most one multiply-add of small integers more."""
-        workload, bits = self.workload, self.workload.bits
-        factors, offset = workload.coefficients, workload.offset
-        unit = abs(factors[0])
-        magnitudes = tuple(unit << bit for bit in range(bits))
-        if bits > 1 and factors == (*magnitudes[:-1], -magnitudes[-1]):
-            signed = tirx.reinterpret("int32", packed) << (WORD_BITS - bits - step * bits)
-            code = signed >> (WORD_BITS - bits)
-        elif factors == magnitudes:
-            code = ((packed >> (step * bits).astype("uint32")) & tirx.const(2**bits - 1, "uint32")).astype("int32")
-        else:
-            planes = [
-                ((packed >> (step * bits + bit).astype("uint32")) & tirx.const(1, "uint32")) for bit in range(bits)
-            ]
-            terms = [plane.astype("int32") * factor for plane, factor in zip(planes, factors, strict=True)]
-            return (sum(terms[1:], terms[0]) + offset).astype("float32")
-        number = code.astype("float32")
-        if (unit, offset) == (1, 0):
-            return number
-        return fused_multiply_add(number, tirx.const(unit, "float32"), tirx.const(offset, "float32"))
-
     def reduction(self) -> tuple[Any, Any, Any]:
-        """Axes over words and the codes of one, and their place in the order of k."""
-        word = te.reduce_axis((0, self.workload.words), "word")
-        step = te.reduce_axis((0, self.workload.codes_per_word), "step")
-        return word, step, word * self.workload.codes_per_word + step
+        """Axes over parts of words and the codes of one, and their place in the order of k."""
+        part = te.reduce_axis((0, self.word_parts), "part")
+        step = te.reduce_axis((0, self.workload.steps), "step")
+        return part, step, part * self.workload.steps + step
 
     def channel(self, tile: Any, vector: Any, lane: Any, vectors: int) -> Any:
         return (tile * vectors + vector) * self.workload.lanes + lane
@@ -200,11 +179,11 @@ class _Builder:
         pixels = (shape.rows, shape.columns)
         tile = te.compute((self.batch, *grid, self.padded_length, *pixels), number, name="tile")
         units = self.unit(shape.vectors, "")
-        word, step, k = self.reduction()
+        part, step, k = self.reduction()
         tiles = (self.batch, *grid, workload.vectors // shape.vectors, *pixels, shape.vectors, workload.lanes)
 
         def total(n: Any, ty: Any, tx: Any, g: Any, r: Any, c: Any, v: Any, lane: Any) -> Any:
-            return te.sum(tile[n, ty, tx, k, r, c] * units(g, word, step, v, lane), axis=[word, step])
+            return te.sum(tile[n, ty, tx, k, r, c] * units(g, part, step, v, lane), axis=[part, step])
 
         sums = te.compute(tiles, total, name="accumulate")
 
@@ -278,11 +257,11 @@ class _Builder:
 
         tile = te.compute((count // shape.rows, self.padded_length, shape.rows), number, name=f"tile{suffix}")
         units = self.unit(shape.vectors, suffix)
-        word, step, k = self.reduction()
+        part, step, k = self.reduction()
         size = (count, workload.vectors // shape.vectors, shape.vectors, workload.lanes)
 
         def total(n: Any, g: Any, v: Any, lane: Any) -> Any:
-            return te.sum(tile[n // shape.rows, k, n % shape.rows] * units(g, word, step, v, lane), axis=[word, step])
+            return te.sum(tile[n // shape.rows, k, n % shape.rows] * units(g, part, step, v, lane), axis=[part, step])
 
         sums = te.compute(size, total, name=f"accumulate{suffix}")
 
@@ -358,7 +337,7 @@ class _Scheduler:
         sch.reverse_compute_at(blocks["output"], tile_loop, preserve_unit_loops=True)
         sch.compute_at(blocks["tile"], tile_loop, preserve_unit_loops=True)
         self.results("scaled", own)
-        self.sums("accumulate", "unit", 8)
+        self.sums("", 8)
         self.gather()
         self.scatter()
         self.decompose_padding()
@@ -375,7 +354,7 @@ class _Scheduler:
                 sch.parallel(group)
             sch.compute_at(blocks[f"accumulate{suffix}"], tile, preserve_unit_loops=True)
             self.results(f"scaled{suffix}", [row, *own])
-            self.sums(f"accumulate{suffix}", f"unit{suffix}", 4)
+            self.sums(suffix, 4)
             sch.vectorize(sch.get_loops(blocks[f"tile{suffix}"])[-1])
 
     def results(self, name: str, own: list[Any]) -> None:
@@ -390,29 +369,33 @@ class _Scheduler:
         else:
             self.sch.unroll(loop)
 
-    def sums(self, name: str, unit: str, spatial: int) -> None:
+    def sums(self, suffix: str, spatial: int) -> None:
         """The reduction outside the register tile, which is unrolled; weights are decoded once for it."""
         sch, blocks = self.sch, self.blocks
-        block = blocks[name]
-        *pixels, word, step = sch.get_loops(block)[-spatial - 2 :]  # those of a tile, and outer ones of extent 1
-        sch.reorder(word, step, *pixels)
+        block = blocks[f"accumulate{suffix}"]
+        *pixels, part, step = sch.get_loops(block)[-spatial - 2 :]  # those of a tile, and outer ones of extent 1
+        sch.reorder(part, step, *pixels)
         for loop in pixels[:-1]:
             sch.unroll(loop)
-        sums = math.prod(int(sch.get(loop).extent) for loop in pixels[:-1])
         self.lanes(pixels[-1])
         sch.set_scope(block, 0, "local")
-        outermost = word
+        outermost = part
         if self.workload.is_packed:
-            sch.compute_at(blocks[unit], step, preserve_unit_loops=True)
-            sch.set_scope(blocks[unit], 0, "local")
-            vector, lane = sch.get_loops(blocks[unit])[-2:]
+            unit = blocks[f"unit{suffix}"]
+            sch.compute_at(unit, step, preserve_unit_loops=True)
+            sch.set_scope(unit, 0, "local")
+            vector, lane = sch.get_loops(unit)[-2:]
             sch.unroll(vector)
             sch.vectorize(lane)
         else:
-            outermost, step = sch.split(word, [None, divisor(self.workload.words, _MOST_STEPS)])
-        extent = int(sch.get(step).extent)
-        sch.unroll(sch.split(step, [None, divisor(extent, _MOST_PRODUCTS // sums)])[1])
+            outermost, step = sch.split(part, [None, divisor(self.workload.words, _MOST_STEPS)])
+        sch.unroll(step)
         sch.decompose_reduction(block, outermost)
+        if f"table{suffix}" in blocks:
+            # Beside the sums, and stored as one vector, it stays in a register: LLVM keeps others in memory.
+            sch.compute_at(blocks[f"table{suffix}"], outermost, preserve_unit_loops=True)
+            sch.set_scope(blocks[f"table{suffix}"], 0, "local")
+            sch.vectorize(sch.get_loops(blocks[f"table{suffix}"])[-1])
 
     def gather(self) -> None:
         """The copy of a tile, one k after the other, in vectors of a row of pixels."""

@@ -32,12 +32,20 @@ __all__ = [
 ]
 
 WORD_BITS = 32
+_DECODED_BYTES = 1 << 18
+"""Of decoded weights that stay in the second-level cache beside images."""
 Extent = Any
 """An int, or a TVM expression over a symbolic batch."""
 
 _MOST_COLUMNS = 16
 """Pixels of a row in one tile at most."""
 _MOST_ROWS = 4
+_MOST_PACKED_PIXELS = 14
+_MOST_PACKED_PRODUCTS = 256
+"""With codes for weights, products in the body of a loop: a fifth of the time is lost where it is longer.  TVM also
+allocates over a kilobyte of sums on the heap, from where LLVM lifts them into registers only if loops are short."""
+_MOST_STEPS = 16
+"""Codes of a word that the body of a loop multiplies at most."""
 DYNAMIC_ROWS = 4
 """Samples of a tile where their number is not known; the last tile is filled up."""
 _CHAINS = 8
@@ -119,6 +127,11 @@ class FloatWorkload:
         return WORD_BITS // self.bits
 
     @property
+    def steps(self) -> int:
+        """Successive weights of a channel that the body of a loop multiplies: a whole word or an even part of it."""
+        return divisor(self.codes_per_word, _MOST_STEPS)
+
+    @property
     def word_dtype(self) -> str:
         """Type of a word."""
         return "uint32" if self.is_packed else "float32"
@@ -148,10 +161,13 @@ class FloatWorkload:
     def pixel_lanes(self) -> bool:
         """Whether lanes are pixels of a row, and not output channels: what wastes fewer of them.
 
-        Lanes of pixels need no copies of tiles; on measured cores that is worth a fifth.
+        Lanes of pixels need no copies of tiles; on measured cores that is worth a fifth.  Codes are decoded beforehand
+        then, so that what they stand for must stay in a cache.
         """
-        if self.groups > 1 or self.dense or self.is_packed:
+        if self.groups > 1 or self.dense:
             return self.groups > 1
+        if self.is_packed and 4 * self.out_channels * self.length > _DECODED_BYTES:
+            return False
         columns = self.out_height * self.out_width if self.is_pointwise else self.out_width
         by_pixel = columns / (-(-columns // self.lanes) * self.lanes)
         return by_pixel >= 0.8 * self.out_channels / (self.vectors * self.lanes)
@@ -170,6 +186,8 @@ class FloatWorkload:
 
     def weight_shape(self) -> tuple[int, ...]:
         """Shape of the packed weights."""
+        if self.pixel_lanes and self.is_packed:
+            return self.out_channels, self.words
         if self.pixel_lanes:
             return self.out_channels, self.in_channels // self.groups, *self.kernel
         return self.vectors // self.group, self.words, self.group, self.lanes
@@ -258,15 +276,17 @@ def pack_codes(codes: np.ndarray, workload: FloatWorkload) -> np.ndarray:
 
     Returns
     -------
-    uint8, uint16 or uint32 of shape (groups, words, vectors of a group, lanes)
+    uint32 of shape (groups, words, vectors of a group, lanes), or (O, words) where lanes are pixels
     """
     steps = workload.codes_per_word
-    padded = np.zeros((workload.vectors * workload.lanes, workload.words * steps), np.uint32)
+    padded = np.zeros((workload.stored_channels, workload.words * steps), np.uint32)
     padded[: codes.shape[0], : codes.shape[1]] = codes
-    fields = padded.reshape(-1, workload.group, workload.lanes, workload.words, steps)
     shifts = (np.arange(steps) * workload.bits).astype(np.uint32)
-    words = np.bitwise_or.reduce(fields << shifts, axis=-1).astype(workload.word_dtype)
-    return np.ascontiguousarray(words.transpose(0, 3, 1, 2))
+    words = np.bitwise_or.reduce(padded.reshape(-1, workload.words, steps) << shifts, axis=-1)
+    if workload.pixel_lanes:
+        return words
+    rows = words.reshape(-1, workload.group, workload.lanes, workload.words)
+    return np.ascontiguousarray(rows.transpose(0, 3, 1, 2))
 
 
 def pack_floats(weights: np.ndarray, workload: FloatWorkload) -> np.ndarray:
@@ -302,8 +322,9 @@ def unpack_weights(packed: np.ndarray, workload: FloatWorkload) -> np.ndarray:
 def unpack_codes(words: np.ndarray, workload: FloatWorkload) -> np.ndarray:
     """The inverse of :func:`pack_codes`: uint8 of shape (O, K)."""
     shifts = (np.arange(workload.codes_per_word) * workload.bits).astype(np.uint32)
-    fields = (words.astype(np.uint32).transpose(0, 2, 3, 1)[..., None] >> shifts) & np.uint32(2**workload.bits - 1)
-    rows = fields.reshape(workload.vectors * workload.lanes, -1)
+    by_channel = words if workload.pixel_lanes else words.transpose(0, 2, 3, 1)
+    fields = (by_channel[..., None] >> shifts) & np.uint32(2**workload.bits - 1)
+    rows = fields.reshape(workload.stored_channels, -1)
     return rows[: workload.out_channels, : workload.length].astype(np.uint8)
 
 
@@ -345,12 +366,22 @@ def best_tile(workload: FloatWorkload, rows: int, columns: int, most_rows: int) 
         step = max(sums, _CHAINS) + broadcast * tile.pixels + operations * tile.vectors
         return (step / sums + copies) * waste / (rows * columns)
 
+    def is_short(tile: Tile) -> bool:
+        """Whether the loop's body, shifts in which are constants, is short enough."""
+        if not workload.is_packed:
+            return True
+        return (
+            tile.pixels <= _MOST_PACKED_PIXELS and tile.pixels * tile.vectors * workload.steps <= _MOST_PACKED_PRODUCTS
+        )
+
     tiles = [
-        Tile(height, width, vectors)
+        tile
         for height in range(1, min(rows, most_rows) + 1)
         for width in range(1, min(columns, _MOST_COLUMNS) + 1)
         for vectors in range(1, workload.vectors + 1)
-        if is_possible(vectors) and (height * width + per_vector) * vectors + others <= workload.registers
+        if is_possible(vectors)
+        and (height * width + per_vector) * vectors + others <= workload.registers
+        and is_short(tile := Tile(height, width, vectors))
     ]
     return min(tiles, key=lambda tile: (round(cost(tile), 3), -tile.vectors, -tile.columns))
 
