@@ -18,7 +18,7 @@ from tvmq.kernels.float_planes import schedule_float_planes
 from tvmq.kernels.float_products import schedule_float_product
 from tvmq.kernels.gather import register_gather
 from tvmq.kernels.layout import schedule_channels_first
-from tvmq.kernels.tiling import register_tile
+from tvmq.kernels.tiling import RegisterTile, register_tile
 from tvmq.kernels.workload import Conv2dWorkload
 
 __all__ = ["Conv2dKnobs", "TargetLike", "apply_knobs", "default_knobs", "function_knobs", "schedule"]
@@ -30,6 +30,8 @@ _PARALLEL_MACS = 4_000_000
 """Binary multiply-accumulates below which waking other threads costs more than it saves."""
 _UNROLLED_WORDS = 16
 """Words of one pixel up to which the sum of their popcounts is unrolled."""
+_UNROLLED_UPDATES = 48
+"""Updates of accumulators in the body of a loop over words, unless one word has more."""
 _EPILOGUE = ("number", "addend", "store_number", "code", "mask", "word", "store_word", "byte", "store_byte")
 """Stages that follow the reduction; the first one that a workload has covers whole tiles."""
 _MIN_PIECE = 4
@@ -165,11 +167,20 @@ def _knobs(workload: Conv2dWorkload, target: TargetLike, out_width: Any, compute
         pixel_rows=tile.rows,
         channel_tile=tile.vectors,
         row_tile=tile.rows if gathered else _row_tile(workload.out_height, tile.rows, channel_tiles, cores),
+        unroll_words=_unrolled_words(workload, tile),
         pack=_pack(target, workload.word_bits, workload.lanes),
         parallel=cores > 1,
         vector_float=target.arch != "armv7l",
         dot=_dot(workload, target),
     )
+
+
+def _unrolled_words(workload: Conv2dWorkload, tile: RegisterTile) -> int:
+    """Words in the body of the innermost loop where a step of it is short, and counts vectors of 32-bit words."""
+    if workload.dot is not None or workload.word_bits != 32:
+        return 1
+    updates = tile.rows * tile.columns * tile.vectors * workload.activation_planes * workload.weight_planes
+    return _divisor(workload.in_words, max(1, _UNROLLED_UPDATES // updates))
 
 
 def _dot(workload: Conv2dWorkload, target: TargetLike) -> str:

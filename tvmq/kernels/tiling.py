@@ -49,6 +49,12 @@ class _Costs:
 
 _LOOP = 2.0
 """Instructions of the loop itself."""
+_ROOMY = 26
+"""Vector registers up to which accumulators stay in registers.  The epilogue wants its constants there too; where they
+do not fit LLVM saves all accumulators before the innermost loop and restores them after it."""
+_SAVE = 6.0
+"""Instructions that saving and restoring an accumulator cost: stacks are not aligned to vectors, so that both cross
+cache lines."""
 
 
 def _costs(workload: Conv2dWorkload, registers: int | None) -> _Costs:
@@ -131,9 +137,24 @@ def _candidates(workload: Conv2dWorkload, out_width: Any, divides: Any) -> Itera
 
 
 def _fits(workload: Conv2dWorkload, tile: RegisterTile, costs: _Costs) -> bool:
-    accumulators = tile.rows * tile.columns * tile.vectors * workload.classes
+    return _registers(workload, tile, costs) <= costs.registers
+
+
+def _registers(workload: Conv2dWorkload, tile: RegisterTile, costs: _Costs) -> int:
     operands = tile.vectors * workload.weight_planes + (1 if costs.broadcast else 0)
-    return accumulators + operands + costs.temporaries <= costs.registers
+    return _accumulators(workload, tile) + operands + costs.temporaries
+
+
+def _accumulators(workload: Conv2dWorkload, tile: RegisterTile) -> int:
+    return tile.rows * tile.columns * tile.vectors * workload.classes
+
+
+def _saved(workload: Conv2dWorkload, tile: RegisterTile, costs: _Costs) -> float:
+    """Instructions per step of the innermost loop that save and restore accumulators around it."""
+    is_tight = workload.word_bits == 32 and _registers(workload, tile, costs) > _ROOMY
+    if workload.dot is not None or not is_tight:
+        return 0.0
+    return _SAVE * _accumulators(workload, tile) / workload.in_words
 
 
 def _cost(workload: Conv2dWorkload, tile: RegisterTile, costs: _Costs, out_width: Any) -> float:
@@ -143,6 +164,7 @@ def _cost(workload: Conv2dWorkload, tile: RegisterTile, costs: _Costs, out_width
         updates * costs.update
         + pixels * workload.activation_planes * costs.broadcast
         + tile.vectors * workload.weight_planes * costs.load
+        + _saved(workload, tile, costs)
         + _LOOP
     )
     waste = 1.0
