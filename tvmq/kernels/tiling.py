@@ -152,9 +152,17 @@ def _accumulators(workload: Conv2dWorkload, tile: RegisterTile) -> int:
 def _saved(workload: Conv2dWorkload, tile: RegisterTile, costs: _Costs) -> float:
     """Instructions per step of the innermost loop that save and restore accumulators around it."""
     is_tight = workload.word_bits == 32 and _registers(workload, tile, costs) > _ROOMY
-    if workload.dot is not None or not is_tight:
+    if not is_tight:
         return 0.0
-    return _SAVE * _accumulators(workload, tile) / workload.in_words
+    return _SAVE * _accumulators(workload, tile) / _innermost_steps(workload)
+
+
+def _innermost_steps(workload: Conv2dWorkload) -> int:
+    """Steps of the innermost loop: words, or four bytes each, of a pixel or of a gathered window."""
+    if workload.dot is None:
+        return workload.in_words
+    taps = workload.kernel[0] * workload.kernel[1] if workload.dot.gathered else 1
+    return -(-workload.in_words * taps // 4)
 
 
 def _cost(workload: Conv2dWorkload, tile: RegisterTile, costs: _Costs, out_width: Any) -> float:
