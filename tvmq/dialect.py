@@ -1370,8 +1370,8 @@ def packed_float_product(
     data : float32 of shape (N, C, H, W) or (N, K)
     weight : packed weights, see :func:`tvmq.kernels.float_products.pack_weights`
     constants : expressions
-        What the workload asks for: scale and bias, float32, one per output channel, padded to whole vectors; and the
-        shortcut, of the output's shape.
+        What the workload asks for: scale, bias, multiplier and offset, float32, one per output channel, padded to
+        whole vectors; and the shortcut, of the output's shape.
     workload : FloatWorkload
     layer : str
         The layer's name, for reports.
@@ -1411,6 +1411,9 @@ def _packed_float_product_reference(
     with np.errstate(all="ignore"):
         if workload.bias:
             result = result + _per_channel(rest.pop(0)[: workload.out_channels], result.ndim)
+        if workload.affine:
+            factor, offset = (_per_channel(rest.pop(0)[: workload.out_channels], result.ndim) for _ in range(2))
+            result = fused_multiply_add(result, factor, offset)
         if workload.shortcut:
             result = result + rest.pop(0)
         # As TVM selects: a comparison that NaN fails.

@@ -142,6 +142,10 @@ def case(work: FloatWorkload, batch: int, encoding: Encoding | None, magnitude: 
         bias = random.standard_normal(work.out_channels).astype(np.float32)
         arguments.append(stored(bias))
         result = result + bias.reshape(per_channel)
+    if work.affine:
+        multiplier, offset = random.standard_normal((2, work.out_channels)).astype(np.float32)
+        arguments += [stored(multiplier), stored(offset)]
+        result = fused_multiply_add(result, multiplier.reshape(per_channel), offset.reshape(per_channel))
     if work.shortcut:
         arguments.append(random.standard_normal(result.shape).astype(np.float32))
         result = result + arguments[-1]
@@ -175,6 +179,7 @@ NAMES = [*ALPHABETS, "float"]
 EPILOGUES = st.fixed_dictionaries(
     {
         "bias": st.booleans(),
+        "affine": st.booleans(),
         "shortcut": st.booleans(),
         "low": st.sampled_from([None, -0.5]),
         "high": st.sampled_from([None, 0.7]),
@@ -193,6 +198,7 @@ def test_dense(target, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_convolution(target, name):
     assert_exact(target, name, 2, kernel=(3, 3), padding=(1, 1, 1, 1))
+    assert_exact(target, name, 1, kernel=(3, 3), bias=True, affine=True, shortcut=True, low=0.0)
 
 
 @pytest.mark.parametrize("target", RUNNABLE, ids=lambda target: target.name)

@@ -13,6 +13,7 @@ from tvm.script import relax as R
 
 from tvmq.bitplanes import Encoding
 from tvmq.dialect import (
+    affine,
     constant,
     float_conv2d,
     float_dense,
@@ -141,11 +142,13 @@ def test_what_follows_a_product_goes_into_its_kernel(assert_same):
         lanes=4,
         registers=32,
         bias=True,
+        affine=True,
         shortcut=True,
         low=0.0,
         high=6.0,
     )
     rows = constant(np.arange(8, dtype=np.float32))
+    multiplier, offset = constant(np.arange(8, 16, dtype=np.float32)), constant(np.arange(-8, 0, dtype=np.float32))
 
     @I.ir_module
     class Before:
@@ -154,7 +157,8 @@ def test_what_follows_a_product_goes_into_its_kernel(assert_same):
             with R.dataflow():
                 conv1 = float_conv2d(x, weight, [1, 1], [1, 1, 1, 1])
                 biased = R.add(bias, conv1)
-                total = R.add(biased, y)
+                normal = affine(biased, multiplier, offset)
+                total = R.add(normal, y)
                 z = R.clip(total, 0, 6)
                 R.output(z)
             return z
@@ -164,12 +168,32 @@ def test_what_follows_a_product_goes_into_its_kernel(assert_same):
         @R.function
         def main(x: R.Tensor(("n", 3, 8, 8), "float32"), y: R.Tensor(("n", 8, 8, 8), "float32")):
             with R.dataflow():
-                z = packed_float_product(x, weight, [rows, y], workload, "conv1")
+                z = packed_float_product(x, weight, [rows, multiplier, offset, y], workload, "conv1")
                 R.output(z)
             return z
 
     assert workload.pixel_lanes
     assert_same(LowerFloatProducts(TARGET)(Before), Expected)
+
+
+def test_a_bias_behind_a_normalization_stays_an_addition():
+    weight, rows = constant(np.ones((30, 30), np.float32)), constant(np.arange(30, dtype=np.float32))
+
+    @I.ir_module
+    class Module:
+        @R.function
+        def main(x: R.Tensor((2, 30), "float32")):
+            with R.dataflow():
+                product = float_dense(x, weight)
+                normal = affine(product, rows, rows)
+                again = affine(normal, rows, rows)
+                y = R.add(again, rows)
+                R.output(y)
+            return y
+
+    (kernel,) = kernels(Module)
+    workload = float_workload(kernel)
+    assert (workload.affine, workload.bias, len(kernel.args)) == (True, False, 4)
 
 
 def test_the_sum_of_two_products_belongs_to_one_of_them():

@@ -1,4 +1,4 @@
-"""What a float kernel makes of its sums: scale, bias, shortcut and bounds, each rounded by itself."""
+"""What a float kernel makes of its sums: scale, bias, multiply-add, shortcut and bounds, each rounded by itself."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from tvm import te, tirx
 
+from tvmq.kernels.conv2d import fused_multiply_add
 from tvmq.kernels.float_workload import Extent, FloatWorkload
 from tvmq.kernels.rounding import FENCE
 
@@ -23,7 +24,7 @@ class FloatEpilogue:
     Attributes
     ----------
     inputs : list of te.Tensor
-        Scale, bias and shortcut, as far as there are such.
+        Scale, bias, multiplier and offset, and shortcut, as far as there are such.
     """
 
     def __init__(self, workload: FloatWorkload, batch: Extent) -> None:
@@ -33,17 +34,22 @@ class FloatEpilogue:
         shape = (batch, workload.out_channels, *size)
         self.scale = te.placeholder(channels, "float32", "scale") if workload.is_packed else None
         self.bias = te.placeholder(channels, "float32", "bias") if workload.bias else None
+        self.multiplier = te.placeholder(channels, "float32", "multiplier") if workload.affine else None
+        self.offset = te.placeholder(channels, "float32", "offset") if workload.affine else None
         self.shortcut = te.placeholder(shape, "float32", "shortcut") if workload.shortcut else None
-        self.inputs = [tensor for tensor in (self.scale, self.bias, self.shortcut) if tensor is not None]
+        operands = (self.scale, self.bias, self.multiplier, self.offset, self.shortcut)
+        self.inputs = [tensor for tensor in operands if tensor is not None]
 
     def of_sum(self, total: Any, channel: Any) -> Any:
-        """A sum times scale plus bias; within the bounds if there is no shortcut."""
+        """A sum times scale plus bias, times multiplier plus offset; within the bounds if there is no shortcut."""
         if self.scale is not None:
             total = total * self.scale[channel]
             if self.bias is not None or self.shortcut is not None:
                 total = tirx.call_llvm_pure_intrin("float32", FENCE, total)  # two roundings, not one
         if self.bias is not None:
             total = total + self.bias[channel]
+        if self.multiplier is not None and self.offset is not None:
+            total = fused_multiply_add(total, self.multiplier[channel], self.offset[channel])
         return total if self.shortcut is not None else self._bounded(total)
 
     def of_place(self, number: Any, *index: Any) -> Any:

@@ -128,8 +128,8 @@ def float_planes(workload: FloatWorkload, batch: Extent) -> tirx.PrimFunc:
     -------
     function : tirx.PrimFunc
         Parameters: ``data`` [N, C, H, W]; ``weight`` [O, C / groups, KH, KW], or words of codes [O, words]; as the
-        workload has it ``scale`` [O], ``bias`` [O] and ``shortcut`` [N, O, OH, OW]; ``output`` [N, O, OH, OW]; all
-        float32 but for words, which are uint32.
+        workload has it ``scale``, ``bias``, ``multiplier`` and ``offset`` [O], and ``shortcut`` [N, O, OH, OW];
+        ``output`` [N, O, OH, OW]; all float32 but for words, which are uint32.
     """
     data = te.placeholder((batch, workload.in_channels, workload.height, workload.width), "float32", "data")
     weight = te.placeholder(workload.weight_shape(), workload.word_dtype, "weight")

@@ -4,7 +4,8 @@
 window's numbers are in the order channel, kernel row, kernel column, as the weights of a network are.  The u_ok are the
 weights, or small integers, which are exact in float32; those are multiplied by a scale, ``scale_o * acc_o``.  With
 order and rounding fixed every target computes the same bits.  Then may follow, each rounded by itself, what a network
-does next: a bias per channel, a shortcut, and bounds (ReLU has a lower one, ReLU6 both).
+does next: a bias per channel, a multiply-add per channel (batch normalization, rounded once), a shortcut, and bounds
+(ReLU has a lower one, ReLU6 both).
 
 **Zeros.**  ``fma(0, u, acc) = acc`` for finite u, unless acc is -0.  A sum of products with integers is never -0,
 because it starts at +0 and is -0 only if both terms are: so a length is rounded up to whole words with zeros in x.
@@ -83,8 +84,8 @@ def float_product(workload: FloatWorkload, batch: Extent, permute: bool = False)
     -------
     function : tirx.PrimFunc
         Parameters: ``data`` [N, C, H, W] or [N, K] float32, ``weight`` [groups, words, vectors, lanes] words or
-        float32; as the workload has it ``scale`` [channels], ``bias`` [channels] and ``shortcut`` of the output's
-        shape, float32; ``output`` [N, O, OH, OW] or [N, O] float32.
+        float32; as the workload has it ``scale``, ``bias``, ``multiplier`` and ``offset`` [channels], and ``shortcut``
+        of the output's shape, float32; ``output`` [N, O, OH, OW] or [N, O] float32.
     """
     builder = _Builder(workload, batch, permute)
     output = builder.dense() if workload.dense else builder.convolution()

@@ -77,8 +77,9 @@ class FloatWorkload:
         Value of code 0.
     lanes, registers : int
         Floats of a vector register, and vector registers of the core.
-    bias, shortcut : bool
-        Whether a bias per channel, then a tensor of the output's shape is added.
+    bias, affine, shortcut : bool
+        Whether a bias per channel is added; then the result multiplied by a number and another added, per channel and
+        rounded once (batch normalization); then a tensor of the output's shape added.
     low, high : float, optional
         Bounds of the result.
     groups : int
@@ -99,6 +100,7 @@ class FloatWorkload:
     lanes: int
     registers: int
     bias: bool = False
+    affine: bool = False
     shortcut: bool = False
     low: float | None = None
     high: float | None = None

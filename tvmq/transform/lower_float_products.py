@@ -4,18 +4,21 @@ Before::
 
     conv1 = tvmq.weight_only_conv2d(x, weight_codes, scale)
     lv1 = R.add(conv1, bias)
-    lv2 = R.add(lv1, shortcut)
+    bn1 = tvmq.affine(lv1, multiplier, offset)
+    lv2 = R.add(bn1, shortcut)
     lv3 = R.nn.relu(lv2)
 
 After::
 
-    lv3 = tvmq.packed_float_product(x, packed_weight, scale, bias, shortcut)       # attributes: the workload, "conv1"
+    # attributes: the workload, "conv1"
+    lv3 = tvmq.packed_float_product(x, packed_weight, scale, bias, multiplier, offset, shortcut)
 
 Packing follows the vector unit: lanes are output channels, and the weights of a step lie together.  Of codes, a word
 has those of one output channel for several steps.
 
 The kernel takes over what follows a product, in this order and as far as nothing else reads what lies between: a bias
-per channel, a shortcut, and ReLU or another range.  Each is rounded as it was, so no bit changes.
+per channel, a batch normalization (one multiply-add), a shortcut, and ReLU or another range.  Each is rounded as it
+was, so no bit changes.
 """
 
 from __future__ import annotations
@@ -55,6 +58,8 @@ class _Chain:
     last : relax.Var
         What the end of the chain is bound to.
     bias : float32 of shape (O,), optional
+    affine : two of them, optional
+        Multiplier and offset.
     shortcut : relax.Expr, optional
     bounds : (float or None, float or None)
     """
@@ -63,6 +68,7 @@ class _Chain:
     call: Call
     last: relax.Var
     bias: np.ndarray | None = None
+    affine: tuple[np.ndarray, np.ndarray] | None = None
     shortcut: relax.Expr | None = None
     bounds: tuple[float | None, float | None] = (None, None)
 
@@ -75,7 +81,14 @@ class _Chain:
         if is_call(value, "relax.clip"):
             low, high = (float(bound.value) for bound in value.args[1:])
             return dataclasses.replace(self, last=variable, bounds=(low, high))
-        if not is_call(value, "relax.add") or self.shortcut is not None:
+        if self.shortcut is not None:
+            return None
+        if is_call(value, "tvmq.affine"):
+            multiplier, offset = (constant_value(operand) for operand in value.args[1:])
+            if multiplier is None or offset is None or self.affine is not None:
+                return None
+            return dataclasses.replace(self, last=variable, affine=(multiplier, offset))
+        if not is_call(value, "relax.add"):
             return None
         others = [operand for operand in value.args if not operand.same_as(self.last)]
         if len(others) != 1 or not _same_shape(value, self.last):
@@ -84,7 +97,7 @@ class _Chain:
         if array is None:
             return dataclasses.replace(self, last=variable, shortcut=others[0]) if _same_shape(*value.args) else None
         bias = self.per_channel(array)
-        if bias is None or self.bias is not None:
+        if bias is None or self.bias is not None or self.affine is not None:
             return None
         return dataclasses.replace(self, last=variable, bias=bias)
 
@@ -140,6 +153,8 @@ class _Lowerer(BindingRewriter):
         constants = [self.padded(constant_array(call.args[2]), workload)] if is_packed else []
         if chain.bias is not None:
             constants.append(self.padded(chain.bias, workload))
+        if chain.affine is not None:
+            constants += [self.padded(values, workload) for values in chain.affine]
         if chain.shortcut is not None:
             constants.append(self.substitute(chain.shortcut))
         data = self.substitute(call.args[0])
@@ -189,6 +204,7 @@ class _Lowerer(BindingRewriter):
             lanes=self.lanes,
             registers=self.registers,
             bias=chain.bias is not None,
+            affine=chain.affine is not None,
             shortcut=chain.shortcut is not None,
             low=low,
             high=high,
