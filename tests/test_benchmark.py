@@ -175,8 +175,10 @@ def test_ncnn_takes_its_turn(bundle):
     assert [rival.name for rival in found.rivals] == ["onnxruntime fp32", "ncnn int8"]
     assert not found.left_out
     assert "ncnn" in found.versions
-    assert found.rivals[1].settings.startswith("convolutions per channel")
-    assert found.rivals[1].settings.split("; here ")[1] in ("no Winograd", "Winograd F(2,3)", "Winograd F(4,3)")
+    assert found.rivals[1].settings.startswith("quantized as by ncnn2int8")
+    assert found.rivals[1].settings.endswith(
+        (" no Winograd, as the fastest", "F(2,3), as the fastest", "F(4,3), as the fastest")
+    )
 
 
 def test_what_ncnn_cannot_run_leaves_it_out_with_the_layer(bundle):

@@ -55,15 +55,14 @@ ENGINES = (
         "onnxruntime 2-bit weights",
         "onnxruntime",
         "2-bit weights",
-        f"dense layers: MatMulNBits, blocks of 128, accuracy level 4 (int8 activations); {_ONNXRUNTIME_SETTINGS}",
+        f"MatMulNBits, blocks of 128, accuracy level 4 (int8 activations); {_ONNXRUNTIME_SETTINGS}",
     ),
     Engine("openvino int8", "openvino", "int8", f"the same QDQ network; {_OPENVINO_SETTINGS}"),
     Engine(
         "ncnn int8",
         "ncnn",
         "ncnn int8",
-        "convolutions per channel, requantized as by ncnn2int8, dense layers as Gemm, packed layout, light mode, "
-        "inputs copied once, its fastest kind of 3x3 convolutions",
+        "quantized as by ncnn2int8, dense layers as Gemm; packed layout, light mode, inputs copied once",
     ),
 )
 
@@ -204,4 +203,5 @@ def _ncnn(network: Any, inputs: Mapping[str, np.ndarray], threads: int) -> _Load
     from tvmq.rivals.ncnn_engine import load_ncnn
 
     loaded = load_ncnn(network, inputs, threads)
-    return loaded.run, loaded.outputs, f"here {loaded.kind}"
+    chosen = [f"{loaded.kind}, as the fastest"] if len(network.kinds) > 1 else []
+    return loaded.run, loaded.outputs, *chosen
