@@ -5,8 +5,8 @@
 
 Ours runs ResNet-18 (224x224), VGG-small (32x32) or an MLP of 784-4096-4096-4096-10 with random low-bit weights, and
 must equal the golden executor bit for bit before anything is timed.  The rivals run the ordinary network of the same
-sizes, with ReLUs and foldable batch norms, in onnxruntime fp32 and int8 and in OpenVINO int8.  These are *different
-networks*: this compares speed, not accuracy.
+sizes, with ReLUs and foldable batch norms, in onnxruntime fp32, int8 and (the MLP) with 2-bit weights, in OpenVINO int8
+and in ncnn int8.  These are *different networks*: this compares speed, not accuracy.
 
 All take turns in one process on one processor.  On a machine that does other things too, compare CPU time.
 """

@@ -82,7 +82,10 @@ def test_rivals_took_every_turn(report):
         assert len(rival.seconds.values) == len(rival.ratio.values) == len(report.own.seconds.values) == 3
         assert rival.ratio.values[0] == rival.seconds.values[0] / report.own.seconds.values[0]
         assert rival.cpu_ratio.values[2] == rival.cpu_seconds.values[2] / report.own.cpu_seconds.values[2]
-    assert not report.left_out
+    reason = (
+        "dense layers have 2% of the multiply-accumulates; 2-bit weights are for networks where they have at least 50%"
+    )
+    assert report.left_out == {"onnxruntime 2-bit weights": reason}
 
 
 def test_result_says_where_it_comes_from(report):
@@ -152,7 +155,7 @@ def test_a_network_that_cannot_be_exported_leaves_rivals_out():
 
     found = tvmq.bench(tvmq.load(Cumulative(), (torch.rand(1, 4),)), rounds=1, rivals="onnxruntime")
     assert not found.rivals
-    assert set(found.left_out) == {"onnxruntime fp32", "onnxruntime int8"}
+    assert set(found.left_out) == {"onnxruntime fp32", "onnxruntime int8", "onnxruntime 2-bit weights"}
     assert "relax.cumsum" in found.left_out["onnxruntime fp32"]
     assert "left out: layer '" in str(found)
 
@@ -161,7 +164,29 @@ def test_another_network_for_the_rivals(bundle, model):
     torch.manual_seed(0)
     plain = tvmq.load(nn.Sequential(nn.Flatten(), nn.Linear(1024, 10)).eval(), (torch.rand(1, 16, 8, 8),))
     found = tvmq.bench(bundle, rounds=1, rivals="onnxruntime", rival_model=plain)
-    assert [rival.name for rival in found.rivals] == ["onnxruntime fp32", "onnxruntime int8"]
+    assert [rival.name for rival in found.rivals] == [
+        *("onnxruntime fp32", "onnxruntime int8", "onnxruntime 2-bit weights"),
+    ]
+
+
+def test_ncnn_takes_its_turn(bundle):
+    pytest.importorskip("ncnn")
+    found = tvmq.bench(bundle, rounds=2, rivals="onnxruntime fp32,ncnn")
+    assert [rival.name for rival in found.rivals] == ["onnxruntime fp32", "ncnn int8"]
+    assert not found.left_out
+    assert "ncnn" in found.versions
+    assert found.rivals[1].settings.startswith("quantized as by ncnn2int8")
+    assert found.rivals[1].settings.endswith(
+        (" no Winograd, as the fastest", "F(2,3), as the fastest", "F(4,3), as the fastest")
+    )
+
+
+def test_what_ncnn_cannot_run_leaves_it_out_with_the_layer(bundle):
+    pytest.importorskip("ncnn")
+    plain = tvmq.load(nn.Sequential(nn.Conv2d(16, 4, 3, groups=2)).eval(), (torch.rand(1, 16, 8, 8),))
+    found = tvmq.bench(bundle, rounds=1, rivals="ncnn", rival_model=plain)
+    assert not found.rivals
+    assert "Conv in this form cannot be written for ncnn" in found.left_out["ncnn int8"]
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,8 @@ def bench(
     rounds : int
         How often all contestants take their turn.
     rivals : str
-        ``"auto"``: onnxruntime and OpenVINO if installed; ``"none"``; or names of packages with commas between them.
+        ``"auto"``: onnxruntime, OpenVINO and ncnn if installed; ``"none"``; or names of packages or engines with commas
+        between them.
     rival_model : Model, optional
         What the rivals run, if not this network without its quantizers: such as the float network that one would
         deploy in its stead.  It has to take the same inputs.
@@ -264,37 +265,36 @@ def _rivals(
     if not engines:
         return [], {}
     try:
-        networks, inputs = _networks(engines, bundle, source, arrays)
+        network, inputs = _float_network(bundle, source, arrays)
     except (TvmqError, ImportError) as error:
         return [], {engine.name: _reason(error) for engine in engines}
+    from tvmq.rivals.forms import in_form
+
+    forms: dict[str, Any] = {}
     found, reasons = [], {}
     for engine in engines:
         try:
-            rival = build_rival(engine, networks, inputs, threads)
+            if engine.form not in forms:
+                forms[engine.form] = in_form(engine.form, network, _calibration(inputs))
+            rival = build_rival(engine, forms[engine.form], inputs, threads)
         except Exception as error:  # every engine has its own kinds of errors
             reasons[engine.name] = _reason(error)
             continue
-        found.append(_Contestant(engine.name, rival.version, engine.settings, rival.run))
+        found.append(_Contestant(engine.name, rival.version, rival.settings, rival.run))
     return found, reasons
 
 
-def _networks(
-    engines: Sequence[Engine], bundle: Bundle, source: Bundle | Model, arrays: Sequence[np.ndarray]
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """ONNX networks by precision, and inputs by name."""
+def _float_network(
+    bundle: Bundle, source: Bundle | Model, arrays: Sequence[np.ndarray]
+) -> tuple[Any, dict[str, np.ndarray]]:
+    """The network as float ONNX, and inputs by name."""
     from tvmq.model import Model
     from tvmq.rivals.export import to_onnx
 
     model = Model.from_json(bundle.model_json) if isinstance(source, Bundle) else source
     network = to_onnx(model, _batch(arrays))
     names = [item.name for item in network.graph.input]
-    inputs = dict(zip(names, check_inputs(model.inputs, arrays), strict=True))
-    networks = {"float32": network}
-    if any(engine.precision == "int8" for engine in engines):
-        from tvmq.rivals.int8 import quantize_int8
-
-        networks["int8"] = quantize_int8(network, _calibration(inputs))
-    return networks, inputs
+    return network, dict(zip(names, check_inputs(model.inputs, arrays), strict=True))
 
 
 def _calibration(inputs: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:

@@ -63,7 +63,9 @@ def test_json_files_and_chart(network):
     assert result.exit_code == 0, result.output
     data = json.loads(result.stdout)
     assert data == json.loads(Path("bench.json").read_text())
-    assert [rival["name"] for rival in data["rivals"]] == ["onnxruntime fp32", "onnxruntime int8"]
+    assert [rival["name"] for rival in data["rivals"]] == [
+        *("onnxruntime fp32", "onnxruntime int8", "onnxruntime 2-bit weights"),
+    ]
     assert Path("bench.png").stat().st_size > 1000
     assert sorted(os.listdir()) == ["bench.json", "bench.png"]
 

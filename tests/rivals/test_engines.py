@@ -9,6 +9,7 @@ from onnx import TensorProto, helper
 
 from tvmq.errors import InputError
 from tvmq.rivals.engines import ENGINES, build_rival, engines_of
+from tvmq.rivals.forms import FORMS
 
 
 @pytest.fixture
@@ -30,17 +31,24 @@ def doubling() -> onnx.ModelProto:
 def test_onnxruntime_runs_on_bound_inputs():
     x = np.array([[1, 2, 3]], np.float32)
     engine = next(engine for engine in ENGINES if engine.name == "onnxruntime fp32")
-    rival = build_rival(engine, {"float32": doubling()}, {"x": x}, 1)
+    rival = build_rival(engine, doubling(), {"x": x}, 1)
     rival.run()
     np.testing.assert_array_equal(rival.outputs()[0], 2 * x)
     assert rival.version.count(".") >= 1
+    assert rival.settings == engine.settings
+
+
+def test_every_engine_has_a_form():
+    assert {engine.form for engine in ENGINES} == set(FORMS)
 
 
 def test_auto_takes_what_is_there_and_says_what_is_not(installed):
     installed("onnxruntime")
     found, missing = engines_of("auto")
-    assert [engine.name for engine in found] == ["onnxruntime fp32", "onnxruntime int8"]
-    assert missing == {"openvino int8": "openvino is not installed (pip install 'tvmq[benchmarks]')"}
+    assert [engine.name for engine in found] == ["onnxruntime fp32", "onnxruntime int8", "onnxruntime 2-bit weights"]
+    assert missing == {
+        f"{name} int8": f"{name} is not installed (pip install 'tvmq[benchmarks]')" for name in ("openvino", "ncnn")
+    }
 
 
 def test_none():
@@ -48,15 +56,19 @@ def test_none():
 
 
 def test_by_name(installed):
-    installed("onnxruntime", "openvino")
+    installed("onnxruntime", "openvino", "ncnn")
     assert [engine.name for engine in engines_of("openvino")[0]] == ["openvino int8"]
-    assert len(engines_of("onnxruntime, openvino")[0]) == len(ENGINES)
+    assert [engine.name for engine in engines_of("ncnn,onnxruntime fp32")[0]] == ["onnxruntime fp32", "ncnn int8"]
+    assert [engine.name for engine in engines_of("onnxruntime 2-bit weights")[0]] == ["onnxruntime 2-bit weights"]
+    assert len(engines_of("onnxruntime, openvino, ncnn")[0]) == len(ENGINES)
 
 
 def test_a_named_rival_must_be_installed(installed):
     installed("onnxruntime")
     with pytest.raises(InputError, match=r"rival 'openvino' is not installed; install it with: pip install 'tvmq\[b"):
         engines_of("onnxruntime,openvino")
+    with pytest.raises(InputError, match=r"rival 'ncnn' is not installed"):
+        engines_of("ncnn int8")
 
 
 def test_unknown_rival():

@@ -43,7 +43,9 @@ def bench_command(
     rivals: Annotated[
         str,
         typer.Option(
-            "--rivals", metavar="auto|none|NAMES", help="Engines to run beside: onnxruntime,openvino, or what is there."
+            "--rivals",
+            metavar="auto|none|NAMES",
+            help="Engines to run beside: onnxruntime,openvino,ncnn, or what is there.",
         ),
     ] = "auto",
     output: Annotated[

@@ -12,7 +12,6 @@ from tvmq.errors import InputError, nearest
 
 if TYPE_CHECKING:
     import numpy as np
-    import onnx
 
 __all__ = ["ENGINES", "Engine", "Rival", "build_rival", "engines_of"]
 
@@ -21,7 +20,7 @@ EXTRA = "tvmq[benchmarks]"
 
 @dataclass(frozen=True)
 class Engine:
-    """One way to run an ONNX network.
+    """One way to run a network.
 
     Attributes
     ----------
@@ -29,15 +28,15 @@ class Engine:
         Such as ``"onnxruntime int8"``.
     package : str
         The Python package that has to be installed.
-    precision : {"float32", "int8"}
-        What the network is computed in.
+    form : str
+        What it is given to run; one of :data:`tvmq.rivals.forms.FORMS`.
     settings : str
         How it is set up, for people.
     """
 
     name: str
     package: str
-    precision: str
+    form: str
     settings: str
 
     @property
@@ -52,7 +51,19 @@ _OPENVINO_SETTINGS = "LATENCY hint, one stream, float32 where not int8, inputs b
 ENGINES = (
     Engine("onnxruntime fp32", "onnxruntime", "float32", _ONNXRUNTIME_SETTINGS),
     Engine("onnxruntime int8", "onnxruntime", "int8", f"QDQ, U8S8, per channel; {_ONNXRUNTIME_SETTINGS}"),
+    Engine(
+        "onnxruntime 2-bit weights",
+        "onnxruntime",
+        "2-bit weights",
+        f"MatMulNBits, blocks of 128, accuracy level 4 (int8 activations); {_ONNXRUNTIME_SETTINGS}",
+    ),
     Engine("openvino int8", "openvino", "int8", f"the same QDQ network; {_OPENVINO_SETTINGS}"),
+    Engine(
+        "ncnn int8",
+        "ncnn",
+        "ncnn int8",
+        "quantized as by ncnn2int8, dense layers as Gemm; packed layout, light mode, inputs copied once",
+    ),
 )
 
 
@@ -65,6 +76,8 @@ class Rival:
     engine : Engine
     version : str
         Of the package.
+    settings : str
+        The engine's, and what was chosen for this network.
     run : callable
         Runs the network once on the bound inputs.
     outputs : callable
@@ -73,6 +86,7 @@ class Rival:
 
     engine: Engine
     version: str
+    settings: str
     run: Callable[[], object]
     outputs: Callable[[], list[np.ndarray]]
 
@@ -83,7 +97,8 @@ def engines_of(choice: str) -> tuple[list[Engine], dict[str, str]]:
     Parameters
     ----------
     choice : str
-        ``"none"``, ``"auto"`` (all that are installed), or names of packages with commas between them.
+        ``"none"``, ``"auto"`` (all that are installed), or names with commas between them: those of packages stand for
+        all engines of the package.
 
     Returns
     -------
@@ -93,7 +108,7 @@ def engines_of(choice: str) -> tuple[list[Engine], dict[str, str]]:
     Raises
     ------
     InputError
-        For an unknown package, or one that is named and not installed.
+        For an unknown name, or one whose package is not installed.
     """
     if choice == "none":
         return [], {}
@@ -106,25 +121,25 @@ def engines_of(choice: str) -> tuple[list[Engine], dict[str, str]]:
         return [engine for engine in ENGINES if engine.installed], missing
     packages = list(dict.fromkeys(engine.package for engine in ENGINES))
     named = [name.strip() for name in choice.split(",")]
+    chosen = [engine for engine in ENGINES if engine.package in named or engine.name in named]
     for name in named:
-        if name not in packages:
-            known = ["auto", "none", *packages]
+        if not any(name in (engine.package, engine.name) for engine in ENGINES):
+            known = ["auto", "none", *packages, *[engine.name for engine in ENGINES]]
             raise InputError(f"unknown rival '{name}'{nearest(name, known) or '; choose from ' + ', '.join(known)}")
-        if importlib.util.find_spec(name) is None:
-            raise InputError(f"rival '{name}' is not installed; install it with: pip install '{EXTRA}'")
-    return [engine for engine in ENGINES if engine.package in named], {}
+    for engine in chosen:
+        if not engine.installed:
+            raise InputError(f"rival '{engine.package}' is not installed; install it with: pip install '{EXTRA}'")
+    return chosen, {}
 
 
-def build_rival(
-    engine: Engine, networks: Mapping[str, onnx.ModelProto], inputs: Mapping[str, np.ndarray], threads: int
-) -> Rival:
+def build_rival(engine: Engine, network: Any, inputs: Mapping[str, np.ndarray], threads: int) -> Rival:
     """Load a network into an engine.
 
     Parameters
     ----------
     engine : Engine
-    networks : mapping of str to onnx.ModelProto
-        By precision.
+    network : onnx.ModelProto or tvmq.rivals.ncnn_int8.NcnnNetwork
+        In the engine's form.
     inputs : mapping of str to numpy.ndarray
         By name; they are bound once.
     threads : int
@@ -134,16 +149,17 @@ def build_rival(
     -------
     Rival
     """
-    load = {"onnxruntime": _onnxruntime, "openvino": _openvino}[engine.package]
-    run, outputs = load(networks[engine.precision].SerializeToString(), inputs, threads)
+    load = {"onnxruntime": _onnxruntime, "openvino": _openvino, "ncnn": _ncnn}[engine.package]
+    run, outputs, *chosen = load(network, inputs, threads)
     run()  # whatever is lazy happens here, and an error comes now
-    return Rival(engine, version(engine.package), run, outputs)
+    return Rival(engine, version(engine.package), "; ".join([engine.settings, *chosen]), run, outputs)
 
 
-_Loaded = tuple[Callable[[], object], Callable[[], list[Any]]]
+_Loaded = tuple[Any, ...]
+"""What runs the network, what gives its outputs, and what was chosen, if anything."""
 
 
-def _onnxruntime(network: bytes, inputs: Mapping[str, np.ndarray], threads: int) -> _Loaded:
+def _onnxruntime(network: Any, inputs: Mapping[str, np.ndarray], threads: int) -> _Loaded:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -152,7 +168,7 @@ def _onnxruntime(network: bytes, inputs: Mapping[str, np.ndarray], threads: int)
     options.log_severity_level = 3
     # Its threads wait busily for work, which is part of its speed; but not while others have their turn.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    session = onnxruntime.InferenceSession(network, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(network.SerializeToString(), options, providers=["CPUExecutionProvider"])
     binding = session.io_binding()
     for name, array in inputs.items():
         binding.bind_cpu_input(name, array)
@@ -161,7 +177,7 @@ def _onnxruntime(network: bytes, inputs: Mapping[str, np.ndarray], threads: int)
     return lambda: session.run_with_iobinding(binding), binding.copy_outputs_to_cpu
 
 
-def _openvino(network: bytes, inputs: Mapping[str, np.ndarray], threads: int) -> _Loaded:
+def _openvino(network: Any, inputs: Mapping[str, np.ndarray], threads: int) -> _Loaded:
     import openvino
 
     core = openvino.Core()
@@ -172,7 +188,7 @@ def _openvino(network: bytes, inputs: Mapping[str, np.ndarray], threads: int) ->
         "INFERENCE_PRECISION_HINT": "f32",
         "ENABLE_CPU_PINNING": False,  # the process is pinned already
     }
-    compiled = core.compile_model(core.read_model(network, b""), "CPU", options)
+    compiled = core.compile_model(core.read_model(network.SerializeToString(), b""), "CPU", options)
     request = compiled.create_infer_request()
     for name, array in inputs.items():
         request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
@@ -181,3 +197,11 @@ def _openvino(network: bytes, inputs: Mapping[str, np.ndarray], threads: int) ->
         return [request.get_tensor(port).data.copy() for port in compiled.outputs]
 
     return request.infer, outputs
+
+
+def _ncnn(network: Any, inputs: Mapping[str, np.ndarray], threads: int) -> _Loaded:
+    from tvmq.rivals.ncnn_engine import load_ncnn
+
+    loaded = load_ncnn(network, inputs, threads)
+    chosen = [f"{loaded.kind}, as the fastest"] if len(network.kinds) > 1 else []
+    return loaded.run, loaded.outputs, *chosen
