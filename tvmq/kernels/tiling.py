@@ -45,6 +45,8 @@ class _Costs:
     update: float
     broadcast: float
     load: float
+    streaming: float = 1.0
+    """What a vector of weights costs beside its load where weights come from the second-level cache."""
 
 
 _LOOP = 2.0
@@ -70,7 +72,9 @@ def _costs(workload: Conv2dWorkload, registers: int | None) -> _Costs:
     if workload.lanes == 16:
         return _Costs(registers or 32, 3, update=3, broadcast=1, load=0.5)
     # The two lookup constants and the nibbles of pshufb take registers as well.
-    return _Costs(registers or (32 if workload.lanes == 64 else 16), 6, update=8, broadcast=1, load=0.5)
+    # They are so many operations that loads of weights, operands of the exclusive or, hide among them.
+    most = registers or (32 if workload.lanes == 64 else 16)
+    return _Costs(most, 6, update=8, broadcast=1, load=0.25, streaming=0.25)
 
 
 def register_tile(
@@ -182,5 +186,5 @@ def _cost(workload: Conv2dWorkload, tile: RegisterTile, costs: _Costs, out_width
     words = kernel_h * kernel_w * workload.in_words * workload.weight_planes
     weights = words * tile.vectors * workload.lanes * workload.word_bits // 8
     # Weights that leave the first-level cache are read again for every tile of pixels.
-    streaming = tile.vectors * workload.weight_planes if weights > FIRST_LEVEL_CACHE else 0
+    streaming = costs.streaming * tile.vectors * workload.weight_planes if weights > FIRST_LEVEL_CACHE else 0
     return waste * (instructions + streaming) / (pixels * tile.vectors)
