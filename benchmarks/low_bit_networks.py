@@ -1,4 +1,4 @@
-"""ResNet-18, VGG-small and an MLP with random low-bit weights, as plain torch modules.
+"""ResNet-18, VGG-small, an MLP and stacks of convolutions with random low-bit weights, as plain torch modules.
 
 Real topology, sizes and channel counts; weights and batch norms are random, because speed does not depend on them.
 What matters for speed is the form: quantizers are staircases of ordinary operators, weights lie on their alphabet, and
@@ -24,12 +24,15 @@ class Recipe:
     ----------
     activation_bits : int
         0 leaves activations float: the network that one would deploy without tvmq, with ReLUs.
+    weight_bits : {1, 2}
+        Of low-bit layers: -1 and 1, or -3, -1, 1 and 3, times a scale.
     stem, head : {"binary", "int8", "float"}
         Weights of the first and of the last layer.  "binary" and "int8" read 8-bit levels in the first layer, and in
         the last layer low-bit ("binary") or 8-bit ("int8") activations.
     """
 
     activation_bits: int
+    weight_bits: int = 1
     stem: str = "int8"
     head: str = "int8"
 
@@ -46,11 +49,11 @@ class Recipe:
 
     def conv(self, *sizes: int, stride: int = 1, padding: int = 0) -> nn.Conv2d:
         """A low-bit convolution."""
-        return with_weights(nn.Conv2d(*sizes, stride=stride, padding=padding, bias=False), self._weights("binary"))
+        return with_weights(nn.Conv2d(*sizes, stride=stride, padding=padding, bias=False), self._low_bit())
 
     def linear(self, inputs: int, outputs: int) -> nn.Linear:
         """A low-bit linear layer."""
-        return with_weights(nn.Linear(inputs, outputs, bias=False), self._weights("binary"))
+        return with_weights(nn.Linear(inputs, outputs, bias=False), self._low_bit())
 
     def first(self, layer: nn.Module) -> nn.Module:
         """The first layer with the quantizer of its input."""
@@ -62,6 +65,9 @@ class Recipe:
         kind = self._weights(self.head)
         quantizers = {"binary": self.activation, "int8": lambda: Levels(8, 3.0), "float": nn.Identity}
         return nn.Sequential(quantizers[kind](), with_weights(layer, kind))
+
+    def _low_bit(self) -> str:
+        return self._weights("binary" if self.weight_bits == 1 else "2-bit")
 
     def _weights(self, kind: str) -> str:
         return "float" if self.is_plain else kind
@@ -93,6 +99,8 @@ def with_weights(layer: nn.Module, kind: str) -> nn.Module:
     scale = (0.5 + torch.rand(len(weight))).reshape(-1, *[1] * (weight.dim() - 1)) / weight[0].numel() ** 0.5
     if kind == "binary":
         units = torch.where(torch.rand_like(weight) < 0.5, -1.0, 1.0)
+    elif kind == "2-bit":
+        units = 2.0 * torch.randint_like(weight, 0, 4) - 3.0
     else:
         units = torch.randint_like(weight, -127, 128) / 73.0  # the deviation of those integers
         scale = 2.0 ** torch.round(torch.log2(scale))
@@ -181,6 +189,19 @@ def mlp(recipe: Recipe) -> nn.Module:
     return nn.Sequential(*layers, recipe.last(nn.Linear(4096, 10)))
 
 
+def stack(channels: int) -> Callable[[Recipe], nn.Module]:
+    """Four 3x3 convolutions of so many channels, each with a batch norm; float images in and out."""
+
+    def make(recipe: Recipe) -> nn.Module:
+        layers: list[nn.Module] = []
+        for _ in range(4):
+            product = [recipe.conv(channels, channels, 3, padding=1), nn.BatchNorm2d(channels)]
+            layers += [*product, recipe.activation()] if recipe.is_plain else [recipe.activation(), *product]
+        return nn.Sequential(*layers)
+
+    return make
+
+
 @dataclass(frozen=True)
 class Network:
     """How to make a network, the shape of one input, and the batch it is measured at."""
@@ -195,6 +216,8 @@ NETWORKS = {
     "vgg_small": Network(vgg_small, (3, 32, 32)),
     "mlp_1": Network(mlp, (784,)),
     "mlp_256": Network(mlp, (784,), 256),
+    "stack_56": Network(stack(64), (64, 56, 56)),
+    "stack_14": Network(stack(256), (256, 14, 14)),
 }
 
 

@@ -3,7 +3,8 @@
     python benchmarks/networks.py resnet18 w1a1
     python benchmarks/networks.py vgg_small w1a2 --stem binary --rounds 30
 
-Ours runs ResNet-18 (224x224), VGG-small (32x32) or an MLP of 784-4096-4096-4096-10 with random low-bit weights, and
+Ours runs ResNet-18 (224x224), VGG-small (32x32), an MLP of 784-4096-4096-4096-10 or four 3x3 convolutions in a row
+(64 channels at 56x56, or 256 at 14x14, float images in and out) with random low-bit weights, and
 must equal the golden executor bit for bit before anything is timed.  The rivals run the ordinary network of the same
 sizes, with ReLUs and foldable batch norms, in onnxruntime fp32, int8 and (the MLP) with 2-bit weights, in OpenVINO int8
 and in ncnn int8.  These are *different networks*: this compares speed, not accuracy.
@@ -21,13 +22,14 @@ import sys
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
-BITS = {"w1a1": 1, "w1a2": 2}
+BITS = {"w1a1": (1, 1), "w1a2": (1, 2), "w2a2": (2, 2)}
+"""Bits of weights and of activations."""
 
 
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("network", help="resnet18, vgg_small, mlp_1 or mlp_256")
+    parser.add_argument("network", help="resnet18, vgg_small, mlp_1, mlp_256, stack_56 or stack_14")
     parser.add_argument("bits", choices=BITS)
     parser.add_argument(
         "--stem", choices=("int8", "binary", "float"), default="int8", help="weights of the first layer"
@@ -55,7 +57,8 @@ def main() -> None:
         sys.exit(f"unknown network '{options.network}'; choose from {', '.join(NETWORKS)}")
     shape, batch = NETWORKS[options.network].shape, NETWORKS[options.network].batch
     x = pixels(shape, batch)
-    recipe = Recipe(BITS[options.bits], options.stem, options.head)
+    weight_bits, activation_bits = BITS[options.bits]
+    recipe = Recipe(activation_bits, weight_bits, options.stem, options.head)
     name = f"{options.network} {options.bits}, {recipe.stem} stem, {recipe.head} head"
     model = dataclasses.replace(tvmq.load(build(options.network, recipe), (x,)), name=name)
     bundle = tvmq.compile(model, options.target, check_inputs=[x.numpy()])
