@@ -128,6 +128,7 @@ def test_ncnn_computes_what_onnxruntime_computes(name):
         (nn.MaxPool2d(2, ceil_mode=True), (1, 4, 7, 7), "MaxPool in this form"),
         (nn.Flatten(2), (1, 4, 7, 7), "Reshape in this form"),
         (nn.Softmax(0), (3, 4), "Softmax in this form"),
+        (nn.Linear(7, 3, bias=False), (1, 4, 7, 7), "MatMul in this form"),
         (nn.Conv2d(4, 4, 3), (2, 4, 8, 8), r"ncnn takes one image or a batch of vectors, not \[2, 4, 8, 8\]"),
     ],
 )
