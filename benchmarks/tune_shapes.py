@@ -67,6 +67,7 @@ def kernels(cores: int):
             task(core, size, channels, channels, bits, "shortcut, codes") for size, channels in RESNET
         ]
         groups[f"vgg-small-w1a{bits}"] = [task(core, *shape, bits, "codes") for shape in VGG_SMALL]
+    groups["stems"] = list(stems(core))
     groups["mlp"] = [
         dense(core, samples, inputs, 4096, bits) for samples in (1, 256) for inputs, bits in ((784, 8), (4096, 1))
     ]
@@ -84,27 +85,52 @@ def resnet18(core, bits: int) -> Iterator:
         yield task(core, size, channels, 2 * channels, bits, "shortcut", stride=2, kernel=1)
 
 
+def stems(core) -> Iterator:
+    """First layers of ResNet-18, whose result is a shortcut as well, and of VGG-small, of bytes times bytes."""
+    for bits in (1, 2):
+        for size, outputs, stride, kernel, epilogue in ((224, 64, 2, 7, "codes, store"), (32, 128, 1, 3, "codes")):
+            low_bit = workload_of(task(core, size, 3, outputs, bits, epilogue, stride, kernel))
+            yield convolution(core, of_bytes(core, low_bit, gathered=True))
+
+
 def task(core, size: int, inputs: int, outputs: int, bits: int, epilogue: str, stride: int = 1, kernel: int = 3):
     """A convolution of binary weights."""
-    from tvmq.kernels.conv2d import conv2d
-    from tvmq.kernels.knobs import KINDS
-    from tvmq.tuning.tasks import Task
-
     padding = (kernel // 2,) * 4
     geometry = {"height": size, "width": size, "kernel": (kernel, kernel), "padding": padding}
-    function = conv2d(workload(core, inputs, outputs, bits, epilogue, strides=(stride, stride), **geometry), 1)
-    return Task(function, KINDS["conv2d"], core)
+    return convolution(core, workload(core, inputs, outputs, bits, epilogue, strides=(stride, stride), **geometry))
 
 
 def dense(core, samples: int, inputs: int, outputs: int, bits: int):
-    """A dense layer of binary weights over some samples."""
+    """A dense layer over some samples: of binary weights, or of bytes where activations have 8 bits."""
+    geometry = {"height": 1, "width": 1, "kernel": (1, 1), "padding": (0,) * 4, "strides": (1, 1)}
+    work = workload(core, inputs, outputs, bits, "codes", **geometry)
+    return convolution(core, of_bytes(core, work, gathered=False) if bits == 8 else work, samples)
+
+
+def of_bytes(core, work, gathered: bool):
+    """The workload with products of bytes."""
+    from tvmq.kernels.workload import Dot
+
+    operands = Dot(activation_bits=8, weight_bits=8, pair_bound=2 * 255 * 127, gathered=gathered)
+    planes = {"activation_planes": 1, "plane_class": ((0,),), "activation_multiplier": (0,), "class_multiplier": (1,)}
+    return dataclasses.replace(work, combine="dot", lanes=core.dot_lanes, dot=operands, **planes)
+
+
+def convolution(core, work, width: int | None = None):
+    """What there is to tune about a workload."""
     from tvmq.kernels.conv2d import conv2d
     from tvmq.kernels.knobs import KINDS
     from tvmq.tuning.tasks import Task
 
-    geometry = {"height": 1, "width": 1, "kernel": (1, 1), "padding": (0,) * 4, "strides": (1, 1)}
-    function = conv2d(workload(core, inputs, outputs, bits, "codes", **geometry), 1, samples)
-    return Task(function, KINDS["conv2d"], core)
+    return Task(conv2d(work, 1, width), KINDS["conv2d"], core)
+
+
+def workload_of(item):
+    """The workload of a task."""
+    from tvmq.kernels.conv2d import WORKLOAD_ATTRIBUTE
+    from tvmq.kernels.workload import Conv2dWorkload
+
+    return Conv2dWorkload.from_json(str(item.function.attrs[WORKLOAD_ATTRIBUTE]))
 
 
 def workload(core, inputs: int, outputs: int, bits: int, epilogue: str, **geometry):
@@ -119,6 +145,7 @@ def workload(core, inputs: int, outputs: int, bits: int, epilogue: str, **geomet
         "codes": codes,
         "affine": Affine(),
         "shortcut": Float("affine", shortcut=True, store=True, thresholds=None),
+        "codes, store": Float("affine", shortcut=False, store=True, thresholds=codes),
         "shortcut, codes": Float("affine", shortcut=True, store=True, thresholds=codes),
     }
     return Conv2dWorkload(
