@@ -62,11 +62,14 @@ def test_a_wrong_number_of_axes_is_refused(pack: Any) -> None:
 
 
 @pytest.mark.parametrize(("channels", "planes"), [(3, 8), (64, 1), (33, 2), (100, 3), (1, 1)])
-def test_pack_and_unpack_kernels(channels: int, planes: int, family: Any, reference: SimpleNamespace) -> None:
-    codes = np.random.default_rng(0).integers(0, 2**planes, (3, channels, 5, 7)).astype(np.uint8)
+@pytest.mark.parametrize("size", [(5, 7), (1, 3), (2, 32)])
+def test_pack_and_unpack_kernels(
+    channels: int, planes: int, size: tuple[int, int], family: Any, reference: SimpleNamespace
+) -> None:
+    codes = np.random.default_rng(0).integers(0, 2**planes, (3, channels, *size)).astype(np.uint8)
     packed = pack_activations(bit_planes(codes, planes), family.word_bits)
     batch = tirx.Var("n", "int64")
-    shape = (batch, channels, 5, 7, planes, family.word_bits)
+    shape = (batch, channels, *size, planes, family.word_bits)
     function = reference.scheduled(bitpack(*shape), family)
     np.testing.assert_array_equal(reference.run_function(function, family, [codes], packed), packed)
     function = reference.scheduled(bitunpack(*shape), family)

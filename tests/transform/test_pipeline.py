@@ -115,7 +115,7 @@ def test_scheduling_touches_our_kernels_and_elementwise_functions_only():
 def test_legalization_is_complete():
     legal = run(TwoLayers, [LowerBitserial(CORE), LegalizeKernels()])
     assert 'T.Call("tvmq.' not in legal.script(show_meta=False)
-    assert kernels(legal) == ["bitpack", "bitunpack", "conv2d"]
+    assert kernels(legal) == ["bitpack_pixels", "bitunpack", "conv2d"]
 
 
 def test_the_pipeline_works_inside_a_build_of_ones_own():

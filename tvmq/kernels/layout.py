@@ -10,8 +10,8 @@ from tvmq.kernels.conv2d import as_kernel
 
 __all__ = ["channels_first", "schedule_channels_first"]
 
-CHANNEL_TILE = 8
-PIXEL_TILE = 4
+CHANNEL_TILE = 16
+PIXEL_TILE = 8
 
 
 def channels_first(batch: Any, height: int, width: int, channels: int, dtype: str) -> tirx.PrimFunc:

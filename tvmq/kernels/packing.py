@@ -35,6 +35,8 @@ MAX_COMPARES = 15
 """Up to this many thresholds, comparing with each is faster than a search."""
 PACKING_LANES = 16
 """Masks of one vector when codes are packed; every family has an instruction for it."""
+LEAST_PIXELS = 4
+"""Pixels of an image from which vectors of pixels are packed, and not vectors of channels."""
 
 
 def _word_dtype(word_bits: int) -> np.dtype:
@@ -207,7 +209,27 @@ def bitpack(batch: Extent, channels: int, height: int, width: int, planes: int, 
     ValueError
         If `planes` or `word_bits` is out of range.
     """
-    return im2col_bitpack(batch, channels, height, width, planes, word_bits, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1))
+    if height * width < LEAST_PIXELS:
+        return im2col_bitpack(batch, channels, height, width, planes, word_bits, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1))
+    _check_code(planes, word_bits)
+    words = -(-channels // word_bits)
+    dtype = str(_word_dtype(word_bits))
+    codes = te.placeholder((batch, channels, height, width), "uint8", "codes")
+    bit = te.reduce_axis((0, word_bits), "bit")
+
+    def shifted(n: Any, y: Any, x: Any, plane: Any, word: Any) -> Any:
+        """One bit at its place; lanes are pixels, which are neighbours where channels come first."""
+        channel = word * word_bits + bit
+        value = tirx.bitwise_and(
+            tirx.shift_right(codes[n, channel, y, x], plane.astype("uint8")), tirx.const(1, "uint8")
+        )
+        if channels % word_bits:
+            value = tirx.if_then_else(channel < channels, value, tirx.const(0, "uint8"))
+        return te.sum(tirx.shift_left(value.astype(dtype), bit.astype(dtype)), axis=bit)
+
+    packed = te.compute((batch, height, width, planes, words), shifted, name="word")
+    output = te.compute(packed.shape, lambda *index: packed[index], name="store")
+    return as_kernel(te.create_prim_func([codes, output]), "bitpack_pixels")
 
 
 def im2col_bitpack(

@@ -34,6 +34,8 @@ _UNROLLED_UPDATES = 48
 """Updates of accumulators in the body of a loop over words, unless one word has more."""
 _EPILOGUE = ("number", "addend", "store_number", "code", "mask", "word", "store_word", "byte", "store_byte")
 """Stages that follow the reduction; the first one that a workload has covers whole tiles."""
+_PACKED_PIXELS = 16
+"""Pixels whose words are made at a time."""
 _MIN_PIECE = 4
 """Channels of a vector below which moving them one by one is as good."""
 _POOL_LANES = {"uint8": 64, "uint32": 16}
@@ -256,6 +258,8 @@ def schedule(function: tirx.PrimFunc, target: TargetLike) -> tirx.PrimFunc | Non
     sch = s_tir.Schedule(function)
     if str(kernel) == "bitpack":
         _schedule_bitpack(sch, target)
+    elif str(kernel) == "bitpack_pixels":
+        _schedule_bitpack_pixels(sch)
     elif str(kernel) in ("bytepack", "bits_to_bytes"):
         _schedule_bytes(sch)
     elif str(kernel) == "byteunpack":
@@ -499,6 +503,24 @@ def _schedule_bitpack(sch: s_tir.Schedule, target: TargetLike) -> None:
     sch.unroll(plane)
     sch.unroll(vector)
     sch.vectorize(lane)
+
+
+def _schedule_bitpack_pixels(sch: s_tir.Schedule) -> None:
+    """A word of every plane for some pixels of a row at a time, whose bits are gathered channel by channel."""
+    blocks = _blocks(sch)
+    n, row, column, plane, word = sch.get_loops(blocks["store"])
+    outer, pixel = sch.split(column, [None, _divisor(int(sch.get(column).extent), _PACKED_PIXELS)])
+    sch.reorder(n, row, outer, word, plane, pixel)
+    sch.compute_at(blocks["word"], word, preserve_unit_loops=True)
+    sch.set_scope(blocks["word"], 0, "local")
+    *_, pixel_in, plane_in, _, bit = sch.get_loops(blocks["word"])
+    sch.reorder(bit, plane_in, pixel_in)
+    sch.unroll(bit)
+    sch.unroll(plane_in)
+    sch.vectorize(pixel_in)
+    sch.unroll(plane)
+    sch.vectorize(pixel)
+    sch.decompose_reduction(blocks["word"], bit)
 
 
 def _schedule_bytes(sch: s_tir.Schedule) -> None:
