@@ -7,6 +7,7 @@ epilogue of a register tile follows its reduction, so the accumulators never lea
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -256,24 +257,8 @@ def schedule(function: tirx.PrimFunc, target: TargetLike) -> tirx.PrimFunc | Non
     if str(kernel) == "float_planes":
         return schedule_float_planes(function, target).with_attr("tirx.is_scheduled", True)
     sch = s_tir.Schedule(function)
-    if str(kernel) == "bitpack":
-        _schedule_bitpack(sch, target)
-    elif str(kernel) == "bitpack_pixels":
-        _schedule_bitpack_pixels(sch)
-    elif str(kernel) in ("bytepack", "bits_to_bytes"):
-        _schedule_bytes(sch)
-    elif str(kernel) == "byteunpack":
-        _schedule_byteunpack(sch)
-    elif str(kernel) == "bytes_to_bits":
-        _schedule_bytes_to_bits(sch, target)
-    elif str(kernel) == "max_pool2d":
-        _schedule_pool(sch, str(function.params[0].ty.dtype))
-    elif str(kernel) == "float_max_pool2d":
-        _schedule_float_pool(sch)
-    elif str(kernel) == "quantize":
-        _schedule_quantize(sch)
-    elif str(kernel) == "channels_first":
-        schedule_channels_first(sch)
+    if str(kernel) in _GLUE:
+        _GLUE[str(kernel)](sch, target)
     return _finish(sch)
 
 
@@ -505,7 +490,7 @@ def _schedule_bitpack(sch: s_tir.Schedule, target: TargetLike) -> None:
     sch.vectorize(lane)
 
 
-def _schedule_bitpack_pixels(sch: s_tir.Schedule) -> None:
+def _schedule_bitpack_pixels(sch: s_tir.Schedule, _target: TargetLike) -> None:
     """A word of every plane for some pixels of a row at a time, whose bits are gathered channel by channel."""
     blocks = _blocks(sch)
     n, row, column, plane, word = sch.get_loops(blocks["store"])
@@ -523,14 +508,14 @@ def _schedule_bitpack_pixels(sch: s_tir.Schedule) -> None:
     sch.decompose_reduction(blocks["word"], bit)
 
 
-def _schedule_bytes(sch: s_tir.Schedule) -> None:
+def _schedule_bytes(sch: s_tir.Schedule, _target: TargetLike) -> None:
     """The bytes of one pixel unrolled where they are few; LLVM vectorises over pixels, or over channels."""
     *_, _, channel = sch.get_loops(_blocks(sch)["store"])
     if int(sch.get(channel).extent) <= _UNROLLED_CHANNELS:
         sch.unroll(channel)
 
 
-def _schedule_byteunpack(sch: s_tir.Schedule) -> None:
+def _schedule_byteunpack(sch: s_tir.Schedule, _target: TargetLike) -> None:
     """The channels of a pixel innermost."""
     _, c, y, x = sch.get_loops(_blocks(sch)["codes"])
     sch.reorder(y, x, c)
@@ -556,9 +541,10 @@ def _schedule_bytes_to_bits(sch: s_tir.Schedule, target: TargetLike) -> None:
     sch.vectorize(lane)
 
 
-def _schedule_pool(sch: s_tir.Schedule, dtype: str) -> None:
+def _schedule_pool(sch: s_tir.Schedule, _target: TargetLike) -> None:
     """The words of a pixel innermost, so that the bounds of a tap are tested once per pixel."""
     maximum = _blocks(sch)["maximum"]
+    dtype = str(sch.get(maximum).writes[0].source.dtype)
     *_, words, kh, kw = sch.get_loops(maximum)
     sch.reorder(kh, kw, words)
     lanes = _power_of_two(int(sch.get(words).extent), _POOL_LANES[dtype])
@@ -568,7 +554,7 @@ def _schedule_pool(sch: s_tir.Schedule, dtype: str) -> None:
     sch.decompose_reduction(maximum, kh)
 
 
-def _schedule_float_pool(sch: s_tir.Schedule) -> None:
+def _schedule_float_pool(sch: s_tir.Schedule, _target: TargetLike) -> None:
     """A vector of channels at a time, whose maximum stays in a register over the taps of its window."""
     blocks = _blocks(sch)
     *_, channels = sch.get_loops(blocks["store"])
@@ -587,10 +573,25 @@ def _schedule_float_pool(sch: s_tir.Schedule) -> None:
     sch.decompose_reduction(maximum, kh)
 
 
-def _schedule_quantize(sch: s_tir.Schedule) -> None:
+def _schedule_quantize(sch: s_tir.Schedule, _target: TargetLike) -> None:
     """All steps of the search on one element; LLVM vectorises over elements."""
     *stages, codes = sch.get_child_blocks(sch.get_sblock("root"))
     innermost = sch.get_loops(codes)[-1]
     for stage in reversed(stages):
         sch.compute_at(stage, innermost)
         sch.set_scope(stage, 0, "local")
+
+
+_GLUE: dict[str, Callable[[s_tir.Schedule, TargetLike], None]] = {
+    "bitpack": _schedule_bitpack,
+    "bitpack_pixels": _schedule_bitpack_pixels,
+    "bits_to_bytes": _schedule_bytes,
+    "bytepack": _schedule_bytes,
+    "bytes_to_bits": _schedule_bytes_to_bits,
+    "byteunpack": _schedule_byteunpack,
+    "channels_first": lambda sch, _target: schedule_channels_first(sch),
+    "float_max_pool2d": _schedule_float_pool,
+    "max_pool2d": _schedule_pool,
+    "quantize": _schedule_quantize,
+}
+"""Kernels around the products; one that is not here keeps the loops of its definition."""
