@@ -12,9 +12,9 @@ A 3x3 convolution of stride 1 can be one of Winograd's.  F(4,3) makes weights up
 10 · 10 times as large before their products are summed over the channels in 32 bits, and so needs weights of 6 bits:
 ``s = 31 / largest magnitude``.
 
-A dense layer is a ``Gemm``, which has one ``s`` for all channels, and finds ``t`` for every sample as it runs: on x86
-it takes a quarter of the time of an ``InnerProduct`` for one sample, and a sixteenth for 256.  Everything else works on
-floats.  ncnn has no batch of images; a batch of vectors is a matrix.
+A dense layer is a ``Gemm``, which has one ``s`` for all channels and finds ``t`` for every sample as it runs.  With
+4096 inputs and outputs (one thread of a Zen 4 core) that takes a fifth of the time of an ``InnerProduct``, and for 256
+samples a sixteenth.  Everything else works on floats.  ncnn has no batch of images; a batch of vectors is a matrix.
 """
 
 from __future__ import annotations
@@ -241,10 +241,12 @@ def _dense(writer: _Writer, node: onnx.NodeProto, attributes: dict[str, Any]) ->
     scaled = attributes.get("alpha", 1.0) != 1.0 or attributes.get("beta", 1.0) != 1.0
     if weight is None or weight.ndim != 2 or scaled or attributes.get("transA", 0):
         return False
+    if len(writer.shapes[node.input[0]]) != 2:
+        return False
     weight = weight if attributes.get("transB", 0) else weight.T
-    layer = writer.emit("Gemm", node.output[0], node.input[:1])
-    sizes = {8: weight.shape[0], 9: weight.shape[1]}
-    layer.parameters = {3: 1, 5: 1, 6: 1, **sizes, 10: _BIAS_OF_COLUMNS, _INT8_OF_DENSE: _INT8_TO_FLOAT}
+    constants = {3: 1, 5: 1, 6: 1, 10: _BIAS_OF_COLUMNS}
+    sizes = {8: weight.shape[0], 9: weight.shape[1], _INT8_OF_DENSE: _INT8_TO_FLOAT}
+    layer = writer.emit("Gemm", node.output[0], node.input[:1], constants | sizes)
     factor = _factor(np.abs(weight).max(), _MOST)
     bias = np.broadcast_to(biases[0] if biases else 0, len(weight))
     layer.weights = [np.rint(weight * factor).astype(np.int8), np.append(_FLOATS_FOLLOW, bias), factor]
