@@ -7,6 +7,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 import tvmq
@@ -128,7 +129,7 @@ def test_ncnn_computes_what_onnxruntime_computes(name):
         (nn.MaxPool2d(2, ceil_mode=True), (1, 4, 7, 7), "MaxPool in this form"),
         (nn.Flatten(2), (1, 4, 7, 7), "Reshape in this form"),
         (nn.Softmax(0), (3, 4), "Softmax in this form"),
-        (nn.Linear(7, 3, bias=False), (1, 4, 7, 7), "MatMul in this form"),
+        (nn.Linear(7, 3, bias=False), (1, 4, 7, 7), "Reshape in this form"),
         (nn.Conv2d(4, 4, 3), (2, 4, 8, 8), r"ncnn takes one image or a batch of vectors, not \[2, 4, 8, 8\]"),
     ],
 )
@@ -137,3 +138,11 @@ def test_what_has_no_counterpart_is_named(net, shape, message):
     magnitudes = largest_magnitudes(network, [{network.graph.input[0].name: np.ones(shape, np.float32)}])
     with pytest.raises(UnsupportedOperatorError, match=message):
         to_ncnn(network, magnitudes)
+
+
+def test_a_product_with_an_image_is_none_of_a_matrix():
+    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4, 7, 7]) for name in "xy"]
+    weight = numpy_helper.from_array(np.ones((7, 7), np.float32), "w")
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", tensors[:1], tensors[1:], [weight])
+    with pytest.raises(UnsupportedOperatorError, match="layer 'y': MatMul in this form cannot be written for ncnn"):
+        to_ncnn(helper.make_model(graph), {"x": 1.0, "y": 1.0})
