@@ -38,3 +38,13 @@ def test_slow_weights_are_shared_by_pixels(reference: SimpleNamespace) -> None:
 def test_tiles_are_in_registers(size: int, planes: tuple[int, int], cross: Any, reference: SimpleNamespace) -> None:
     workload = layer(reference, cross.name, size, 4 * 64, **reference.planes(*planes))
     assert fits_registers(workload, register_tile(workload, size))
+
+
+@pytest.mark.parametrize(("channels", "accumulators"), [(64, 16), (128, 16), (4096, 28)])
+def test_short_loops_leave_registers_to_the_epilogue(
+    channels: int, accumulators: int, reference: SimpleNamespace
+) -> None:
+    """Saving accumulators around a loop of few words takes as long as its updates; around one of many it does not."""
+    workload = layer(reference, "vpopcntdq", 28, channels)
+    tile = register_tile(workload, 28)
+    assert tile.rows * tile.columns * tile.vectors * workload.classes == accumulators
