@@ -26,9 +26,10 @@ class Recipe:
         0 leaves activations float: the network that one would deploy without tvmq, with ReLUs.
     weight_bits : {1, 2}
         Of low-bit layers: -1 and 1, or -3, -1, 1 and 3, times a scale.
-    stem, head : {"binary", "int8", "float"}
-        Weights of the first and of the last layer.  "binary" and "int8" read 8-bit levels in the first layer, and in
-        the last layer low-bit ("binary") or 8-bit ("int8") activations.
+    stem : {"binary", "int8", "float", "low-bit"}
+        Weights of the first layer.  "binary" and "int8" read 8-bit levels; "low-bit" is a layer like those within.
+    head : {"binary", "int8", "float"}
+        Weights of the last layer, which reads low-bit ("binary") or 8-bit ("int8") activations.
     """
 
     activation_bits: int
@@ -57,6 +58,8 @@ class Recipe:
 
     def first(self, layer: nn.Module) -> nn.Module:
         """The first layer with the quantizer of its input."""
+        if self._weights(self.stem) == "low-bit":
+            return nn.Sequential(self.activation(), with_weights(layer, self._low_bit()))
         layer = with_weights(layer, self._weights(self.stem))
         return layer if self._weights(self.stem) == "float" else nn.Sequential(Levels(8, 1.0), layer)
 

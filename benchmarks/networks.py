@@ -32,7 +32,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("network", help="resnet18, vgg_small, mlp_1, mlp_256, stack_56 or stack_14")
     parser.add_argument("bits", choices=BITS)
     parser.add_argument(
-        "--stem", choices=("int8", "binary", "float"), default="int8", help="weights of the first layer"
+        "--stem", choices=("int8", "binary", "float", "low-bit"), default="int8", help="weights of the first layer"
     )
     parser.add_argument("--head", choices=("int8", "binary", "float"), default="int8", help="weights of the last layer")
     parser.add_argument("--target", default="host")
