@@ -203,12 +203,10 @@ def test_convolution(target, name):
 
 @pytest.mark.parametrize("target", RUNNABLE, ids=lambda target: target.name)
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("width", [16, 31])
-def test_convolution_with_pixels_in_lanes(target, name, width):
-    fields = {"kernel": (3, 3), "padding": (1, 1, 1, 1), "width": width, "out_channels": 12}
+def test_convolution_with_pixels_in_lanes(target, name):
+    fields = {"kernel": (3, 3), "padding": (1, 1, 1, 1), "width": 31, "out_channels": 12}
     assert workload(target, ALPHABETS.get(name), **fields).pixel_lanes
     assert_exact(target, name, 2, **fields)
-    assert_exact(target, name, 1, bias=True, low=0.0, strides=(1, 2), **{**fields, "width": 2 * width})
 
 
 def test_weights_that_no_cache_holds_are_decoded_in_registers():
@@ -240,7 +238,7 @@ def test_dynamic_batch(target, batch):
         assert_exact(target, name, batch, dynamic=True, kernel=(3, 3), padding=(1, 1, 1, 1), bias=True)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     seed=st.integers(0, 2**16),
     name=st.sampled_from(["float", "float", *NAMES]),
@@ -281,7 +279,7 @@ def test_any_convolution(
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     seed=st.integers(0, 2**16),
     name=st.sampled_from(["float", "float", *NAMES]),
