@@ -244,6 +244,7 @@ def _float_codes(workload: Conv2dWorkload, numbers: np.ndarray, random: np.rando
     thresholds[random.random(thresholds.shape) < 0.1] = np.inf
     always = random.random((epilogue.count, channels)) < 0.1
     thresholds[:, :channels][always] = -np.inf
+    thresholds = np.sort(thresholds, axis=0)
     level = (signed >= thresholds[:, None, None, None, :channels]).sum(0)
     codes = np.array(epilogue.codes)[level]
     return [direction, thresholds], [_pack_codes(codes, epilogue, workload)]

@@ -29,13 +29,15 @@ from tvmq.kernels.tiling import register_tile
 from tvmq.kernels.words import pack_masks
 from tvmq.kernels.workload import BYTES_PER_STEP, MAX_BYTE_STEPS, Conv2dWorkload, Float, Thresholds
 
-__all__ = ["KERNEL_ATTRIBUTE", "WORKLOAD_ATTRIBUTE", "as_kernel", "conv2d", "tiled_width"]
+__all__ = ["KERNEL_ATTRIBUTE", "MOST_CONDITIONS", "WORKLOAD_ATTRIBUTE", "as_kernel", "conv2d", "tiled_width"]
 
 KERNEL_ATTRIBUTE = "tvmq.kernel"
 WORKLOAD_ATTRIBUTE = "tvmq.workload"
 
 Extent = Any
 """An int, or a TVM expression over a symbolic batch or width."""
+MOST_CONDITIONS = 7
+"""Thresholds up to which the bits of a code come from comparisons, and not from the index of the level."""
 
 
 def as_kernel(function: tirx.PrimFunc, name: str) -> tirx.PrimFunc:
@@ -513,7 +515,7 @@ class _Builder:
         return self.packed(count_reached(reached, epilogue), reached, epilogue)
 
     def packed(self, level: Callable[..., Any], reached: Callable[..., Any] | None, epilogue: Thresholds) -> te.Tensor:
-        """The packed code of every pixel, from the index of its level; or, of two levels, from a condition."""
+        """The packed code of every pixel, from the index of its level; or, of few levels, from their conditions."""
         workload = self.workload
         spatial = (self.batch, workload.out_height, self.tiled_width)
 
@@ -529,22 +531,18 @@ class _Builder:
 
         if epilogue.form == "bytes":
             return self.stored_bytes(code, epilogue)
-        codes = self.tile(code, "code") if epilogue.count > 1 or reached is None else None
+        conditions = reached if epilogue.count <= MOST_CONDITIONS else None
+        codes = self.tile(code, "code") if conditions is None else None
 
         def mask(n: Any, y: Any, x: Any, plane: Any, group: Any, vector: Any, lane: Any) -> Any:
             """A byte of ones where the bit is set, which is what a vector register can hand to a scalar one."""
-            ones, zeros = tirx.const(-1, "int8"), tirx.const(0, "int8")
-            if codes is not None or reached is None:
+            if codes is not None or conditions is None:
                 assert codes is not None
-                bit = tirx.bitwise_and(tirx.shift_right(codes[n, y, x, group, vector, lane], plane), 1) != 0
-                result = tirx.Select(bit, ones, zeros)
+                result = byte_of_ones(bit_of(codes[n, y, x, group, vector, lane], plane))
             else:
-                low, high = (
-                    tirx.bitwise_and(tirx.shift_right(tirx.const(c, "int32"), plane), 1) != 0 for c in epilogue.codes
-                )
-                above, below = (tirx.Select(bit, ones, zeros) for bit in (high, low))
-                result = tirx.Select(reached(0, n, y, x, group, vector, lane), above, below)
+                result = bit_by_conditions(lambda t: conditions(t, n, y, x, group, vector, lane), plane, epilogue)
             if epilogue.codes[0] != 0 and workload.out_channels != workload.out_channels_padded:
+                zeros = tirx.const(0, "int8")
                 result = tirx.Select(self.channel(group, vector, lane) < workload.out_channels, result, zeros)
             return result
 
@@ -577,6 +575,30 @@ class _Builder:
 
         shape = (self.batch, workload.out_height, self.out_width, 1, workload.out_words)
         return te.compute(shape, stored, name="store_byte")
+
+
+def bit_of(code: Any, plane: Any) -> Any:
+    """Whether bit `plane` of a code is set."""
+    return tirx.bitwise_and(tirx.shift_right(code, plane), 1) != 0
+
+
+def byte_of_ones(condition: Any) -> Any:
+    """A byte of ones where a condition holds, else of zeros."""
+    return tirx.Select(condition, tirx.const(-1, "int8"), tirx.const(0, "int8"))
+
+
+def bit_by_conditions(reached: Callable[[int], Any], plane: Any, epilogue: Thresholds) -> Any:
+    """A byte of ones where bit `plane` of the code of a level is set, without the level's index.
+
+    Thresholds ascend: a level has passed all below it.  So its bit is that of the first code, inverted at every
+    threshold that is reached and whose two codes differ in that bit.
+    """
+    codes = epilogue.codes
+    result = byte_of_ones(bit_of(tirx.const(codes[0], "int32"), plane))
+    for t in range(epilogue.count):
+        inverts = bit_of(tirx.const(codes[t] ^ codes[t + 1], "int32"), plane)
+        result = tirx.bitwise_xor(result, byte_of_ones(tirx.And(inverts, reached(t))))
+    return result
 
 
 def count_reached(reached: Callable[..., Any], epilogue: Thresholds) -> Callable[..., Any]:

@@ -14,7 +14,13 @@ from typing import Any, Protocol
 from tvm import s_tir, tirx
 
 from tvmq.kernels import arm, x86
-from tvmq.kernels.conv2d import KERNEL_ATTRIBUTE, WORKLOAD_ATTRIBUTE, tiled_width, vector_piece
+from tvmq.kernels.conv2d import (
+    KERNEL_ATTRIBUTE,
+    MOST_CONDITIONS,
+    WORKLOAD_ATTRIBUTE,
+    tiled_width,
+    vector_piece,
+)
 from tvmq.kernels.float_planes import schedule_float_planes
 from tvmq.kernels.float_products import schedule_float_product
 from tvmq.kernels.gather import register_gather
@@ -424,7 +430,8 @@ def _computes_float(name: str, workload: Conv2dWorkload) -> bool:
     epilogue = workload.float_epilogue
     if epilogue is None:
         return False
-    compares = "code" if epilogue.thresholds is not None and epilogue.thresholds.count > 1 else "mask"
+    thresholds = epilogue.thresholds
+    compares = "code" if thresholds is not None and thresholds.count > MOST_CONDITIONS else "mask"
     return name in ("number", "byte", compares)
 
 

@@ -38,7 +38,7 @@ class Thresholds:
     Attributes
     ----------
     count : int
-        Number of thresholds T; the index is the number of thresholds that the result reaches.
+        Number of thresholds T, which ascend; the index is the number of thresholds that the result reaches.
     codes : tuple of int
         The code of each index, T + 1 of them.
     planes : int
