@@ -3,12 +3,13 @@
     TVM_NUM_THREADS=1 python benchmarks/avx2_kernels.py --output benchmarks/results/avx2_kernels.json
 
 All contestants take packed activations and return int32 sums with a bias, compared exactly, on one thread, in turn in
-one process; figures are medians over rounds, with interquartile ranges.  One-bit activations are -1 and 1 (for the
-kernel of bytes 0 and 1, which takes the same time).  `avx2_kernels.c`, compiled by gcc for the
+one process; figures are medians over rounds, with interquartile ranges.  One-bit activations are -1 and 1 (for tvmq's
+kernels that read bytes 0 and 1, which takes the same time).  `avx2_kernels.c`, compiled by gcc for the
 occasion, holds the kernels by hand; each runs with its fastest register tile.  Contestants are
 
     bitserial               tvmq's kernel of bit planes for x86-avx2
     bytes                   tvmq's kernel of bytes for x86-avx2 (vpmaddubsw), with a byte for every activation
+    tables                  tvmq's kernel of lookups in tables for x86-avx2, from a byte for every activation
     popcount by hand        the same as bitserial, for one bit of activations
     tables by hand          weights of one bit, four at a time, index tables of partial sums
     tables by hand, ready   the same without making the tables, padding the image and summing the activations
@@ -17,11 +18,13 @@ Tables are made from bytes, one for each activation, or looked up by the planes 
 ratio is the median over rounds of the time of the first divided by that of the second.  A call of tvmq's costs 0.06 us
 more than one of C.
 
-On a Zen 4, the compiled popcount reaches 95 to 98 % of the speed of the one by hand in 3x3 convolutions, and less than
-90 % only where the call is a quarter of the time.  Tables would be faster than the faster of the kernels of planes and
-of bytes, their making included: 1.3 to 1.5 times in 3x3 convolutions of one-bit activations, 2.2 to 2.7 times of two
-bits and 3.1 to 3.9 times of three and four; in dense layers over 64 samples 1.1 to 1.4, 2.1 to 2.6 and 2.7 to 3.7
-times, over one sample of 1024 or more inputs 1.1, 2.1 and 2.8 to 3.7 times.
+On a Zen 4, the compiled popcount reaches 95 to 100 % of the speed of the one by hand in 3x3 convolutions, and less
+than 90 % only where the call is a quarter of the time.  Compiled tables reach 80 to 117 % of the speed of those by
+hand in 3x3 convolutions and 79 to 96 % in dense layers over 64 samples, their making included.  They are faster than
+the faster of the kernels of planes and of bytes: 1.2 to 1.4 times in 3x3 convolutions of one-bit activations, 2.2 to
+2.7 times of two bits, 2.9 to 3.5 times of three and 2.8 to 3.3 times of four; in dense layers over 64 samples 1.0 to
+1.3, 1.7 to 2.4, 2.5 to 3.4 and 2.4 to 3.2 times; over one sample of 1024 or more inputs 0.9 to 1.0, 1.7 to 1.9, 1.7
+to 1.8 and 3.2 to 3.4 times.
 """
 
 from __future__ import annotations
@@ -49,7 +52,7 @@ import tvmq
 from tvmq.kernels.conv2d import conv2d
 from tvmq.kernels.packing import pack_activations, pack_bytes, pack_weight_bytes, pack_weights
 from tvmq.kernels.schedule import default_knobs, schedule
-from tvmq.kernels.workload import Conv2dWorkload, Dot, Integer
+from tvmq.kernels.workload import Conv2dWorkload, Dot, Integer, Table
 from tvmq.machine import this_machine
 from tvmq.target import get_target
 
@@ -100,10 +103,14 @@ LAYERS = (
 )
 
 
-def workload(layer: Layer, bits: int, as_bytes: bool) -> Conv2dWorkload:
+def workload(layer: Layer, bits: int, form: str) -> Conv2dWorkload:
     """A layer of +-1 weights: +-1 activations as one plane, or unsigned ones of some bits as planes or as bytes."""
-    if as_bytes:
-        fields: dict[str, Any] = {"combine": "dot", "class_multiplier": (1,), "lanes": CORE.dot_lanes}
+    if form == "tables":
+        bound = min(layer.kernel**2 * layer.in_channels * (2**bits - 1), 2**16 - 1)
+        fields: dict[str, Any] = {"combine": "table", "class_multiplier": (2,), "table": Table(bits, bound)}
+        fields["activation_multiplier"] = (-1,)
+    elif form == "bytes":
+        fields = {"combine": "dot", "class_multiplier": (1,), "lanes": CORE.dot_lanes}
         fields["dot"] = Dot(bits, 1, 2 * (2**bits - 1))
     elif bits == 1:
         fields = {"combine": "xor", "class_multiplier": (-1,)}
@@ -111,7 +118,7 @@ def workload(layer: Layer, bits: int, as_bytes: bool) -> Conv2dWorkload:
         fields = {"combine": "and", "class_multiplier": tuple(2 << plane for plane in range(bits))}
         fields["activation_multiplier"] = tuple(-(1 << plane) for plane in range(bits))
         fields["plane_class"] = tuple((plane,) for plane in range(bits))
-    planes = 1 if as_bytes else bits
+    planes = bits if form == "bitserial" else 1
     defaults: dict[str, Any] = {
         "plane_class": ((0,),),
         "activation_multiplier": (0,) * planes,
@@ -183,16 +190,16 @@ class Case:
         return pack_weights(self.weights[None].astype(bool), CORE.word_bits, CORE.lanes)
 
 
-def compiled(case: Case, as_bytes: bool) -> tuple[Seconds, np.ndarray, str]:
-    """The kernel of tvmq, its result, and its register tile."""
-    work = workload(case.layer, case.bits, as_bytes)
+def compiled(case: Case, form: str) -> tuple[Seconds, np.ndarray, str]:
+    """The kernel of tvmq for "bitserial", "bytes" or "tables", its result, and its register tile."""
+    work = workload(case.layer, case.bits, form)
     module = tvm.compile(schedule(conv2d(work, 1), CORE), target=CORE.tvm_target()).mod
-    if as_bytes:
+    weight, image = case.packed_weights(), case.planes()
+    if form != "bitserial":
+        image = pack_bytes(case.codes[None], work.in_words)
+    if form == "bytes":
         signs = 2 * case.weights.astype(np.int8) - 1
         weight = pack_weight_bytes(signs, work.lanes, work.out_channels_padded, False)
-        image = pack_bytes(case.codes[None], work.in_words)
-    else:
-        weight, image = case.packed_weights(), case.planes()
     shape = (1, case.layer.rows, case.layer.columns, case.layer.out_channels)
     arrays = [image, weight, case.bias.reshape(1, 1, -1), np.zeros(shape, np.int32)]
     tensors = [tvm.runtime.tensor(array) for array in arrays]
@@ -351,9 +358,9 @@ def compare(code: ctypes.CDLL, case: Case, rounds: int) -> dict[str, Any]:
     """All contestants on one layer with activations of some bits."""
     runs: dict[str, Seconds] = {}
     tiles: dict[str, str] = {}
-    for name, as_bytes in (("bitserial", False), ("bytes", True)):
-        runs[name], result, tiles[name] = compiled(case, as_bytes)
-        if not np.array_equal(result, case.sums(as_bytes)):
+    for name in ("bitserial", "bytes", "tables"):
+        runs[name], result, tiles[name] = compiled(case, name)
+        if not np.array_equal(result, case.sums(name != "bitserial")):
             raise AssertionError(f"{name} is wrong")
     kinds = {"tables by hand": [OFFSETS, TABLES] if case.bits <= 2 else [TABLES]}
     if case.bits == 1:
@@ -382,6 +389,7 @@ def compare(code: ctypes.CDLL, case: Case, rounds: int) -> dict[str, Any]:
         return round(statistics.median(one / other for one, other in pairs), 3)
 
     ratios = {f"{rival} / tables by hand": ratio(rival, "tables by hand") for rival in ("bitserial", "bytes")}
+    ratios |= {f"{rival} / tables": ratio(rival, "tables") for rival in ("bitserial", "bytes", "tables by hand")}
     if case.bits == 1:
         ratios["popcount by hand / bitserial"] = ratio("popcount by hand", "bitserial")
     return {"contestants": rows, "ratios": ratios, "clock_ghz": round(cycles / 1e9, 3)}

@@ -72,8 +72,15 @@ def test_share_of_the_limit_follows_from_time_and_clock(report):
     cycles = report.clock_hertz.median * report.threads
     binary, float_ = (item for item in report.functions if item.layer is not None)
     limits = core.mac_per_cycle
-    assert binary.limit_share == pytest.approx(binary.macs / (binary.seconds * cycles * limits["binary"]))
+    kind = "table1" if binary.kernel == "bitserial table" else "binary"
+    assert binary.limit_share == pytest.approx(binary.macs / (binary.seconds * cycles * limits[kind]))
     assert float_.limit_share == pytest.approx(float_.macs / (float_.seconds * cycles * limits["float32"]))
+
+
+def test_the_limit_of_lookups_is_that_of_their_bits():
+    limits = tvmq.get_target("x86-avx2").mac_per_cycle
+    layer = {"kernel": "bitserial table", "weight_bits": 1, "activation_bits": 3}
+    assert benchmark._limit(layer, limits) == limits["table3"]
 
 
 def test_rivals_took_every_turn(report):

@@ -12,7 +12,9 @@ from tvmq import kernel_rates
 from tvmq.clock import STEPS, Clock
 from tvmq.errors import TargetError
 from tvmq.kernel_rates import CASES, KernelRate, calibrated, check_destination, write_target
-from tvmq.target import load_target
+from tvmq.kernels.conv2d import WORKLOAD_ATTRIBUTE
+from tvmq.kernels.workload import Conv2dWorkload
+from tvmq.target import KERNEL_KINDS, TABLE_KINDS, load_target
 
 RATES = [KernelRate("binary", "a", 100.04), KernelRate("binary", "b", 300.4), KernelRate("float32", "c", 7.77)]
 
@@ -37,9 +39,20 @@ def test_every_kind_of_kernel_is_measured(host, monkeypatch):
     monkeypatch.setattr(kernel_rates, "_BLOCK_SECONDS", 1e-4)
     moments = []
     rates = kernel_rates.kernel_rates(host, rounds=2, progress=lambda *moment: moments.append(moment))
-    assert {rate.kind for rate in rates} == set(CASES) == {"binary", "int8", "float32"}
+    assert {rate.kind for rate in rates} == set(host.mac_per_cycle)
+    assert set(CASES) == {*KERNEL_KINDS, *TABLE_KINDS}
     assert all(rate.mac_per_cycle > 0 for rate in rates)
     assert [text for text, _, _ in moments] == [f"{rate.kind}: {rate.workload}" for rate in rates]
+
+
+def test_lookups_are_measured_where_a_core_has_them(monkeypatch):
+    monkeypatch.setattr(kernel_rates, "SHAPES", ((4, 32),))
+    narrow, wide = (tvmq.get_target(name) for name in ("x86-avx2", "x86-avx512"))
+    for bits, kind in enumerate(TABLE_KINDS, 1):
+        (case,) = CASES[kind](narrow)
+        workload = Conv2dWorkload.from_json(str(case.function.attrs[WORKLOAD_ATTRIBUTE]))
+        assert (case.kind, workload.table.activation_bits) == (kind, bits)
+        assert list(CASES[kind](wide)) == []
 
 
 def test_the_best_rate_of_a_kind_counts(host):
@@ -57,7 +70,8 @@ def test_a_written_target_reads_back(name, tmp_path):
     assert written == load_target(path) == dataclasses.replace(core, name="my-core", board=None)
     text = path.read_text()
     assert "#   binary: 300.4 in b\n" in text
-    assert "# Not measured" in text and "but as given before: int8." in text
+    kept = ", ".join(kind for kind in core.mac_per_cycle if kind not in ("binary", "float32"))
+    assert "# Not measured" in text and f"but as given before: {kept}." in text
     assert [entry.name for entry in tmp_path.iterdir()] == ["my-core.toml"]
 
 

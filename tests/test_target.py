@@ -184,6 +184,8 @@ def test_load_valid(tmp_path):
         ('["asimd"]', '"asimd"', "board.toml: field 'required_cpu_flags' must be a list of texts"),
         ("int8 = 8.0", "int8 = 'fast'", "board.toml: field 'mac_per_cycle' must be a table of numbers"),
         ("int8 = 8.0", "", "board.toml: .*field 'mac_per_cycle' must give binary, int8, float32"),
+        ("int8 = 8.0", "int8 = 8.0\ntable5 = 9.0", "board.toml: .*may give table1 to table4, and nothing else"),
+        ("int8 = 8.0", "int8 = 8.0\ntable2 = 9.0", "board.toml: .*may give tables only for x86_64 with word_bits 8"),
         ("int8 = 8.0", "int8 = 0", r"board.toml: .*field 'mac_per_cycle.int8' must be above 0"),
         ('arch = "aarch64"', 'arch = "arm64"', "board.toml: .*field 'arch' must be one of 'x86_64', 'aarch64'"),
         ("word_bits = 8", "word_bits = 16", "board.toml: .*field 'word_bits'"),

@@ -471,6 +471,8 @@ def _limits(target: str) -> dict[str, float] | None:
 def _limit(layer: Any, limits: dict[str, float]) -> float:
     """Multiply-accumulates per cycle that a layer's kernel cannot exceed."""
     kind = kernel_kind(layer["kernel"])
+    if kind == "table":
+        return limits[f"table{layer['activation_bits']}"]
     pairs = layer["weight_bits"] * layer["activation_bits"] if kind == "binary" else 1
     return limits[kind] / pairs
 

@@ -1133,6 +1133,8 @@ def _raw_sums(workload: Conv2dWorkload, data: np.ndarray, weight: np.ndarray) ->
     if workload.dot is not None:
         return workload.class_multiplier[0] * _byte_sums(workload, data, weight, attrs)
     filters = _weight_planes(weight, workload)
+    if workload.table is not None:
+        return _selected_sums(workload, data, filters[0, ..., : data.shape[-1]], attrs)
     pixels = unpack_activations(data, filters.shape[-1])
     columns = []
     for plane in pixels:
@@ -1150,6 +1152,15 @@ def _raw_sums(workload: Conv2dWorkload, data: np.ndarray, weight: np.ndarray) ->
                 both = count + matrix.sum(axis=1) - 2 * both
             total += workload.class_multiplier[workload.plane_class[i][j]] * both
     return total.astype(np.int64).reshape(batch, rows, width, -1)
+
+
+def _selected_sums(workload: Conv2dWorkload, data: np.ndarray, bits: np.ndarray, attrs: dict[str, Any]) -> np.ndarray:
+    """Sums of the bytes that bits (Opad, KH, KW, channels) select and of all bytes of a window, as ``v``."""
+    windows = _windows(data[:, :, :, 0].transpose(0, 3, 1, 2), workload.kernel, attrs)
+    batch, _, rows, width = windows.shape[:4]
+    matrix = windows.transpose(0, 2, 3, 4, 5, 1).reshape(batch * rows * width, -1).astype(np.float64)
+    factors = workload.class_multiplier[0] * bits.reshape(len(bits), -1) + workload.activation_multiplier[0]
+    return (matrix @ factors.T.astype(np.float64)).astype(np.int64).reshape(batch, rows, width, -1)
 
 
 def _byte_sums(workload: Conv2dWorkload, data: np.ndarray, weight: np.ndarray, attrs: dict[str, Any]) -> np.ndarray:

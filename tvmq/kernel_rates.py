@@ -8,6 +8,7 @@ of kernels depends on it.  Cycles are those of :mod:`tvmq.clock`, taken in turns
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -30,8 +31,8 @@ from tvmq.kernels.float_planes import float_planes
 from tvmq.kernels.float_products import float_product
 from tvmq.kernels.float_workload import FloatWorkload, vector_unit
 from tvmq.kernels.schedule import schedule
-from tvmq.kernels.workload import Conv2dWorkload, Dot, Thresholds
-from tvmq.target import HOST, Target, load_target
+from tvmq.kernels.workload import Conv2dWorkload, Dot, Table, Thresholds
+from tvmq.target import HOST, TABLE_KINDS, Target, load_target
 
 __all__ = ["KernelRate", "calibrated", "check_destination", "kernel_rates", "write_target"]
 
@@ -109,6 +110,21 @@ def _int8(core: Target) -> Iterator[_Case]:
         yield _Case("int8", case.workload, workload.macs, conv2d(workload, 1))
 
 
+def _table(core: Target, bits: int) -> Iterator[_Case]:
+    """The same convolutions by lookups in tables, where the core's file says that it has them."""
+    kind = TABLE_KINDS[bits - 1]
+    if kind not in core.mac_per_cycle:
+        return
+    codes = tuple(range(2**bits))
+    signs: dict[str, Any] = {"class_multiplier": (2,), "activation_multiplier": (-1,)}
+    for case in _binary(core):
+        binary = Conv2dWorkload.from_json(str(case.function.attrs[WORKLOAD_ATTRIBUTE]))
+        table = Table(bits, (2**bits - 1) * 9 * binary.in_channels)
+        epilogue = Thresholds(len(codes) - 1, codes, bits, "bytes")
+        workload = dataclasses.replace(binary, combine="table", **signs, table=table, epilogue=epilogue)
+        yield _Case(kind, case.workload, workload.macs, conv2d(workload, 1))
+
+
 def _float32(core: Target) -> Iterator[_Case]:
     lanes, registers = vector_unit(core)
 
@@ -138,7 +154,12 @@ def _float32(core: Target) -> Iterator[_Case]:
     yield _Case("float32", name, DENSE_BATCH * dense.macs, float_product(dense, DENSE_BATCH))
 
 
-CASES: Mapping[str, Callable[[Target], Iterator[_Case]]] = {"binary": _binary, "int8": _int8, "float32": _float32}
+CASES: Mapping[str, Callable[[Target], Iterator[_Case]]] = {
+    "binary": _binary,
+    "int8": _int8,
+    **{kind: functools.partial(_table, bits=bits) for bits, kind in enumerate(TABLE_KINDS, 1)},
+    "float32": _float32,
+}
 """Kernels by kind.  A kind without a kernel on a core keeps the value of its file."""
 
 

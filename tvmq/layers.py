@@ -113,15 +113,22 @@ def layer_rows(module: tvm.IRModule, core: Target) -> LayerRows:
 
 def _bitserial(call: Call, core: Target, warnings: list[str]) -> Layer:
     workload = dialect.workload_of(call)
-    name, dot = str(call.attrs["layer"]), workload.dot
-    bits = (
-        (workload.weight_planes, workload.activation_planes) if dot is None else (dot.weight_bits, dot.activation_bits)
-    )
+    name, dot, table = str(call.attrs["layer"]), workload.dot, workload.table
+    bits = (workload.weight_planes, workload.activation_planes)
+    if dot is not None:
+        bits = (dot.weight_bits, dot.activation_bits)
+    elif table is not None:
+        bits = (1, table.activation_bits)
     weights = workload.out_channels * workload.in_channels * workload.kernel[0] * workload.kernel[1]
     speed = _rates(call, core, bits, weights)
     planes, int8 = f"{speed.planes:.0f} MAC/cycle", f"{speed.bytes:.0f}"
     low = f"layer '{name}': {bits[0]}-bit weights times {bits[1]}-bit activations run"
-    if dot is not None:
+    kernel, rate = f"bitserial {workload.combine}", speed.planes
+    if table is not None:
+        rate = speed.table
+        reason = f"{speed.table:.0f} MAC/cycle against {speed.planes:.0f} as bit planes and {int8} in int8"
+    elif dot is not None:
+        kernel, rate = f"int8 {core.dot}", speed.bytes
         reason = f"{int8} MAC/cycle against {speed.planes:.0f} as bit planes"
         if max(bits) < 8:
             warnings.append(f"{low} as int8 on {core.name}: {reason}; fewer bits would be faster")
@@ -139,17 +146,17 @@ def _bitserial(call: Call, core: Target, warnings: list[str]) -> Layer:
         operator="dense" if workload.is_dense else "conv2d",
         weight_bits=bits[0],
         activation_bits=bits[1],
-        kernel=f"bitserial {workload.combine}" if dot is None else f"int8 {core.dot}",
+        kernel=kernel,
         reason=reason,
         macs=workload.macs,
         bytes_float=4 * weights,
         bytes_packed=stored,
-        predicted_cycles=workload.macs / (speed.planes if dot is None else speed.bytes),
+        predicted_cycles=workload.macs / rate,
     )
 
 
 def _rates(call: Call, core: Target, bits: tuple[int, int], weights: int) -> Rates:
-    """What the cost table says about both ways to compute a product."""
+    """What the cost table says about all ways to compute a product."""
     workload = dialect.workload_of(call)
     samples = list(call.args[0].ty.shape)[2]
     single = workload.is_dense and not dialect.is_symbolic(samples) and int(samples) == 1

@@ -19,7 +19,7 @@ from tvmq.dialect import fused_multiply_add, line_index
 from tvmq.kernels.conv2d import conv2d
 from tvmq.kernels.packing import pack_activations, pack_bytes, pack_weight_bytes, pack_weights
 from tvmq.kernels.schedule import Conv2dKnobs, apply_knobs, schedule
-from tvmq.kernels.workload import Conv2dWorkload, Dot, Integer, Thresholds
+from tvmq.kernels.workload import Conv2dWorkload, Dot, Integer, Table, Thresholds
 from tvmq.runtime.emulator import run_emulated
 from tvmq.runtime.toolchain import cached_runner, export_library
 from tvmq.target import Target, get_target
@@ -117,6 +117,15 @@ def make_dot(family: Family, pair_bound: int = 65280, gathered: bool = False, **
     """The same of bytes."""
     dot = Dot(8, 8, pair_bound, gathered)
     return make_workload(family, combine="dot", class_multiplier=(1,), lanes=family.dot_lanes, dot=dot, **fields)
+
+
+def make_table(family: Family, bits: int, signed: bool = True, **fields: Any) -> Conv2dWorkload:
+    """The same of activations of some bits and weights of one bit, -1 and 1 or 0 and 1."""
+    workload = make_workload(family, **{"epilogue": Integer(), **fields})
+    bound = workload.in_channels * workload.kernel[0] * workload.kernel[1] * (2**bits - 1)
+    multipliers = {"class_multiplier": (2,), "activation_multiplier": (-1,)} if signed else {"class_multiplier": (1,)}
+    table = Table(bits, min(bound, 2**16 - 1))
+    return dataclasses.replace(workload, combine="table", table=table, **multipliers)
 
 
 def planes(activations: int, weights: int, corrected: bool = True) -> dict[str, Any]:
@@ -340,7 +349,12 @@ def conv2d_case(
     columns = workload.width if width is None else width
     image_shape = (workload.activation_planes, batch, workload.in_channels, workload.height, columns)
     shape = (workload.weight_planes, workload.out_channels, *workload.kernel, workload.in_channels)
-    if workload.dot is None:
+    if workload.table is not None:
+        most = 2**workload.table.activation_bits
+        image, weights = random.integers(0, most, image_shape).astype(np.uint8), random.random(shape) < 0.5
+        bits = pack_weights(weights, workload.word_bits, workload.lanes)
+        packed = [pack_bytes(image[0], workload.in_words), bits]
+    elif workload.dot is None:
         image, weights = random.random(image_shape) < 0.5, random.random(shape) < 0.5
         packed = [
             pack_activations(image, workload.word_bits),
@@ -421,7 +435,9 @@ def reference() -> SimpleNamespace:
         conv2d_case=conv2d_case,
         emulate=emulate,
         families=CROSS,
+        host=HOST,
         make_dot=make_dot,
+        make_table=make_table,
         make_workload=make_workload,
         planes=planes,
         run_function=run_function,

@@ -54,7 +54,7 @@ def test_derived_sizes(family: Any, reference: SimpleNamespace) -> None:
         ({"padding": (-1, 0, 0, 0)}, "negative"),
         ({"word_bits": 64}, "8 or 32"),
         ({"lanes": 12}, "lanes"),
-        ({"combine": "or"}, "'and' or 'dot'"),
+        ({"combine": "or"}, "'dot' or 'table'"),
         ({"weight_planes": 2}, "2 integers"),
         ({"plane_class": ((1,),)}, "classes"),
         ({"row_classes": 10}, "row_classes"),

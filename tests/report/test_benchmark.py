@@ -114,6 +114,7 @@ def test_a_busy_machine_is_mentioned_and_its_cpu_time_counts():
     [
         ("bitserial xor", "binary"),
         ("bitserial and", "binary"),
+        ("bitserial table", "table"),
         ("bitserial dot", "int8"),
         ("int8", "int8"),
         ("weight-only dense", "float32"),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tvm
 from tvm import relax, tirx
+from tvm.ir import Call
 
 from tvmq import golden
 from tvmq.bitplanes import Encoding
@@ -57,6 +58,55 @@ def test_padding_channels_count():
     assert rates(WIDE, 3, 49, 1, 8, 0).bytes == pytest.approx(128 * 147 / 148)
     assert byte_form(product(UNSIGNED(2), UNSIGNED(2), 32), WIDE) is None
     assert byte_form(product(UNSIGNED(2), UNSIGNED(2), 36), WIDE) is not None
+
+
+@pytest.mark.parametrize(
+    ("x", "w", "tables"),
+    [
+        (Encoding.binary(), Encoding.binary(), True),
+        (UNSIGNED(2), Encoding.binary(), True),
+        (UNSIGNED(4), UNSIGNED(1), True),
+        (Encoding.equispaced(3), Encoding.binary(), True),
+        (SIGNED(4), Encoding.binary(), True),
+        (UNSIGNED(5), Encoding.binary(), False),  # two nibbles of such sums exceed a byte
+        (UNSIGNED(8), Encoding.binary(), False),
+        (UNSIGNED(2), Encoding.ternary(), None),
+        (UNSIGNED(4), SIGNED(2), False),
+        (Encoding(np.array([1, -1])), Encoding.binary(), None),  # ternary activations are no range of bytes
+    ],
+)
+def test_lookups_where_a_core_has_them(x, w, tables):
+    form = byte_form(product(x, w), NARROW)
+    assert (None if form is None else form.tables) == tables
+    for core in (WIDE, dataclasses.replace(NARROW, mac_per_cycle=WIDE.mac_per_cycle)):
+        other = byte_form(product(x, w), core)
+        assert other is None or not other.tables
+
+
+def test_lookups_need_no_products_of_bytes():
+    core = dataclasses.replace(NARROW, dot=None)
+    assert byte_form(product(UNSIGNED(2), Encoding.binary()), core).tables
+    assert byte_form(product(UNSIGNED(8), Encoding.binary()), core) is None
+
+
+def test_rates_of_lookups():
+    assert rates(NARROW, 64, 9, 1, 2, 0).table == pytest.approx(133)
+    assert rates(NARROW, 33, 9, 1, 4, 0).table == pytest.approx(97 * 33 / 40)
+    assert rates(NARROW, 64, 9, 2, 2, 0).table == rates(WIDE, 64, 9, 1, 2, 0).table == 0
+    assert rates(NARROW, 256, 1, 1, 2, 256 * 256).table == pytest.approx(0.6 * 133)
+    # One channel in eight is too few for tables, and a byte of its bits no better.
+    assert not byte_form(product(UNSIGNED(4), Encoding.binary(), 1), NARROW).tables
+
+
+def test_selected_sums_that_leave_16_bits_are_not_looked_up():
+    def layer(length: int, ones: int) -> Call:
+        q = relax.Var("q", relax.TensorType((16, length), "uint8"))
+        codes = np.zeros((4, length), np.uint8)
+        codes[2, :ones] = 1
+        return dense(q, constant(codes), UNSIGNED(4), Encoding.binary())
+
+    assert byte_form(layer(9000, 4369), NARROW).tables
+    assert byte_form(layer(9000, 4370), NARROW) is None
 
 
 def test_weights_of_a_single_sample_come_from_memory():
@@ -125,6 +175,10 @@ NETWORKS = {
     "eight-bit input": [(UNSIGNED(8), Encoding.binary()), W1A1, W1A1],
     "back to bytes": [W1A1, W1A1, W4A4],
     "in between": [W1A1, W4A4, (Encoding.binary(), SIGNED(4))],
+    "one-bit weights": [(UNSIGNED(8), Encoding.binary()), *[(UNSIGNED(2), Encoding.binary())] * 2],
+    "signed activations": [(SIGNED(3), Encoding.binary())] * 3,
+    "flipped activations": [(Encoding(np.array([-2, -4]), np.array(3)), UNSIGNED(1))] * 3,
+    "ternary in between": [(UNSIGNED(4), Encoding.binary()), (UNSIGNED(2), Encoding.ternary()), W1A1],
 }
 KERNELS = {
     "w8a8": ["dot"] * 3,
@@ -135,6 +189,20 @@ KERNELS = {
     "back to bytes": ["xor", "xor", "dot"],
     "in between": ["xor", "dot", "and"],
 }
+TABLES = {
+    "w8a8": ["dot"] * 3,
+    "w4a4": ["dot"] * 3,
+    "signed": ["dot"] * 3,
+    "odd numbers": ["dot"] * 3,
+    "eight-bit input": ["dot", "table", "table"],
+    "back to bytes": ["table", "table", "dot"],
+    "in between": ["table", "dot", "dot"],
+    "one-bit weights": ["dot", "table", "table"],
+    "signed activations": ["table"] * 3,
+    "flipped activations": ["table"] * 3,
+    "ternary in between": ["table", "dot", "table"],
+}
+"""The same where a core has lookups in tables."""
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -147,9 +215,9 @@ def test_lowered_networks_are_exact(name, channels, seed):
     for target in (WIDE, NARROW, dataclasses.replace(WIDE, dot=None)):
         lowered = LowerBitserial(target)(module)
         np.testing.assert_array_equal(golden.interpret(lowered, [q])[0], expected)
-        if target is WIDE and channels == 32:
-            kernels = [workload_of(call).combine for call in calls(lowered, "tvmq.bitserial_conv2d")]
-            assert kernels == KERNELS[name]
+        wanted = {WIDE: KERNELS, NARROW: TABLES}.get(target, {}).get(name)
+        if wanted is not None and channels == 32:
+            assert [workload_of(call).combine for call in calls(lowered, "tvmq.bitserial_conv2d")] == wanted
         # Between products, codes are written as they are read.
         assert not any(calls(lowered, f"tvmq.{moves}") for moves in ("bits_to_bytes", "bytes_to_bits", "byteunpack"))
 

@@ -4,8 +4,9 @@ The function is described as tensor expressions; `tvmq.kernels.schedule` turns i
 
 * ``pad``: the image with zero words around it, wide enough for whole pixel tiles;
 * ``gather``: for bytes of few channels, every window as one run of bytes;
+* ``table``, ``nibble``, ``pairs``: for lookups in tables, see :mod:`tvmq.kernels.tables`;
 * ``plane_sum``, ``pixel_sum``, ``window_sum``: popcounts of the activations alone, shared by all output channels;
-* ``partial``: for byte words, sums of popcounts that still fit in a byte;
+* ``partial``: for byte words, sums of popcounts or of looked up numbers that still fit in a byte;
 * ``accumulate``: one integer per plane class, or one sum of products of bytes, the anchor of every schedule;
 * ``addend``: one tile of the shortcut, where padded channels must not be read;
 * ``number``: the result as a number, unless thresholds follow at once;
@@ -25,6 +26,7 @@ from typing import Any
 
 from tvm import te, tirx
 
+from tvmq.kernels.tables import accumulated_lookups, make_tables
 from tvmq.kernels.tiling import register_tile
 from tvmq.kernels.words import pack_masks
 from tvmq.kernels.workload import BYTES_PER_STEP, MAX_BYTE_STEPS, Conv2dWorkload, Float, Thresholds
@@ -148,13 +150,17 @@ class _Builder:
         workload = self.workload
         top, left, _, _ = workload.padding
         whole_tiles = isinstance(self.out_width, int) and self.out_width == self.tiled_width
-        if not any(workload.padding) and whole_tiles:
+        # Tables are made of as many channels as words of weights hold bits.
+        words = workload.in_words if workload.table is None else workload.weight_words * workload.word_bits
+        if not any(workload.padding) and whole_tiles and words == workload.in_words:
             self.image = self.gathered(data)
             return self.image
-        shape = (self.batch, self.padded_height, self.padded_width, workload.activation_planes, workload.in_words)
+        shape = (self.batch, self.padded_height, self.padded_width, workload.activation_planes, words)
 
         def word(n: Any, y: Any, x: Any, p: Any, w: Any) -> Any:
             inside = tirx.all(y >= top, y < top + workload.height, x >= left, x < left + self.width)
+            if words != workload.in_words:
+                inside = tirx.all(inside, w < workload.in_words)
             value = data[n, y - top, x - left, p, w]
             return tirx.if_then_else(inside, value, tirx.const(0, workload.data_dtype))
 
@@ -184,13 +190,15 @@ class _Builder:
         return y * strides[0] + kh * dilation[0], x * strides[1] + kw * dilation[1]
 
     def activation_sum(self) -> te.Tensor:
-        """Weighted popcounts of the window of every output pixel, as a box sum of popcounts of pixels."""
+        """Weighted popcounts, or sums of bytes, of every output pixel's window, as a box sum of those of pixels."""
         workload = self.workload
-        words = te.reduce_axis((0, workload.in_words), "cw")
+        words = te.reduce_axis((0, int(self.image.shape[4])), "cw")
         spatial = (self.batch, self.padded_height, self.padded_width)
 
         def plane(n: Any, y: Any, x: Any, i: Any) -> Any:
-            return te.sum(tirx.popcount(self.image[n, y, x, i, words]).astype("int32"), axis=words)
+            word = self.image[n, y, x, i, words]
+            number = word if workload.table is not None else tirx.popcount(word)
+            return te.sum(number.astype("int32"), axis=words)
 
         planes = te.compute((*spatial, workload.activation_planes), plane, name="plane_sum")
 
@@ -247,6 +255,9 @@ class _Builder:
     def accumulate(self, image: te.Tensor, weight: te.Tensor) -> te.Tensor:
         if self.workload.dot is not None:
             return self.accumulate_products(weight)
+        if self.workload.table is not None:
+            tables = make_tables(image)
+            return accumulated_lookups(self.workload, tables, weight, self.accumulator_shape(), self.window)
         if self.workload.word_bits == 8:
             return self.accumulate_bytes(weight)
         workload = self.workload

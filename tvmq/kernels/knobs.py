@@ -133,8 +133,13 @@ class _Conv2dLimits:
         return [size for size in _divisors(self.words) if size == 1 or updates * size <= MOST_UNROLLED]
 
     def blocked_rows(self, tile: RegisterTile) -> list[int]:
-        """Rows per channel tile; all the same where there is one channel tile and no thread to share the rows with."""
+        """Rows per channel tile; all the same where there is one channel tile and no thread to share the rows with.
+
+        Tables are made for so many rows at once, which always matters.
+        """
         sizes = self.row_tiles(tile.rows)
+        if self.workload.table is not None:
+            return sizes
         if self.channel_tiles[-1] == tile.vectors and not self.default.parallel:
             return sizes[-1:]
         return sizes
@@ -166,6 +171,8 @@ class Conv2dKind:
         }
         if workload.dot is not None:
             traits |= {"gathered": int(workload.dot.gathered)}
+        if workload.table is not None:
+            traits |= {"activation_bits": workload.table.activation_bits}
         details: dict[str, int | str] = {"epilogue": _epilogue(workload.epilogue), "threads": threads}
         return Key("conv2d", shape, traits, details)
 
@@ -175,6 +182,8 @@ class Conv2dKind:
         width = function.params[0].shape[2]
         planes = workload.weight_planes, workload.activation_planes
         bits = "w{}a{}".format(*planes) if workload.dot is None else "bytes"
+        if workload.table is not None:
+            bits = f"w1a{workload.table.activation_bits} by tables"
         channels = f"{workload.in_channels} to {workload.out_channels}"
         if workload.kernel == (1, 1) and workload.height == 1:
             rows = f"{int(width)} x " if isinstance(width, int | tirx.IntImm) else ""

@@ -25,6 +25,7 @@ from tvmq.kernels.float_planes import schedule_float_planes
 from tvmq.kernels.float_products import schedule_float_product
 from tvmq.kernels.gather import register_gather
 from tvmq.kernels.layout import schedule_channels_first
+from tvmq.kernels.table_schedule import place_lookups, table_rows
 from tvmq.kernels.tiling import RegisterTile, register_tile
 from tvmq.kernels.workload import Conv2dWorkload
 
@@ -171,11 +172,14 @@ def _knobs(workload: Conv2dWorkload, target: TargetLike, out_width: Any, compute
     cores = getattr(target, "cores", 1) if _plane_macs(workload) >= _PARALLEL_MACS else 1
     channel_tiles = workload.out_channels_padded // workload.lanes // tile.vectors
     gathered = workload.dot is not None and workload.dot.gathered
+    row_tile = tile.rows if gathered else _row_tile(workload.out_height, tile.rows, channel_tiles, cores)
+    if workload.table is not None:
+        row_tile = table_rows(workload, tile.rows, channel_tiles, cores)
     return Conv2dKnobs(
         pixel_tile=tile.columns,
         pixel_rows=tile.rows,
         channel_tile=tile.vectors,
-        row_tile=tile.rows if gathered else _row_tile(workload.out_height, tile.rows, channel_tiles, cores),
+        row_tile=row_tile,
         unroll_words=_unrolled_words(workload, tile),
         pack=_pack(target, workload.word_bits, workload.lanes),
         parallel=cores > 1,
@@ -186,7 +190,7 @@ def _knobs(workload: Conv2dWorkload, target: TargetLike, out_width: Any, compute
 
 def _unrolled_words(workload: Conv2dWorkload, tile: RegisterTile) -> int:
     """Words in the body of the innermost loop where a step of it is short, and counts vectors of 32-bit words."""
-    if workload.dot is not None or workload.word_bits != 32:
+    if workload.reads_bytes or workload.word_bits != 32:
         return 1
     updates = tile.rows * tile.columns * tile.vectors * workload.activation_planes * workload.weight_planes
     return _divisor(workload.in_words, max(1, _UNROLLED_UPDATES // updates))
@@ -298,9 +302,11 @@ def _schedule_conv2d(sch: s_tir.Schedule, workload: Conv2dWorkload, knobs: Conv2
     sch.reorder(
         n, row_outer, group_outer, row_inner, pixel_outer, pixel_row, pixel_inner, *planes, group_inner, vector, lane
     )
-    # Windows are gathered for one row of tiles, which all channels read.
-    tasks = [row_outer] if "gather" in blocks else [row_outer, group_outer]
-    if isinstance(sch.get(n).extent, tirx.IntImm):
+    # Windows are gathered, or tables made, for one row of tiles, which all channels read.
+    one_band = "table" in blocks and knobs.row_tile == workload.out_height
+    banded = "gather" in blocks or ("table" in blocks and not one_band)
+    tasks = [row_outer] if banded else [row_outer, group_outer]
+    if isinstance(sch.get(n).extent, tirx.IntImm) and not one_band:
         tasks.insert(0, n)  # The analysis of fused loops does not see through a symbolic batch.
     outer = 5
     if knobs.parallel:
@@ -310,7 +316,10 @@ def _schedule_conv2d(sch: s_tir.Schedule, workload: Conv2dWorkload, knobs: Conv2
     sch.compute_at(blocks["accumulate"], pixel_outer, preserve_unit_loops=True)
     if "gather" in blocks:
         _schedule_gather(sch, blocks["gather"], row_outer, workload)
-    _place_reduction(sch, blocks, workload, knobs)
+    if "table" in blocks:
+        place_lookups(sch, blocks, n if one_band else row_outer, pixel_outer, workload, one_band and knobs.parallel)
+    else:
+        _place_reduction(sch, blocks, workload, knobs)
     for name in epilogue[1:]:
         place = sch.compute_at if name == "addend" else sch.reverse_compute_at
         place(blocks[name], pixel_outer, preserve_unit_loops=True)

@@ -67,6 +67,10 @@ def _costs(workload: Conv2dWorkload, registers: int | None) -> _Costs:
     if workload.dot is not None:
         # The halves of weights and activations, and their mask.
         return _Costs(32 if workload.lanes == 16 else 16, 4 if workload.lanes == 8 else 6, 3, 0.5, 0.5)
+    if workload.table is not None:
+        # Two lookups and sums; two tables, which are in the second-level cache; two times the nibbles of a vector.
+        # Their mask and the number that is looked up take registers too.
+        return _Costs(16, 2, update=4, broadcast=3, load=4)
     if workload.word_bits == 32:
         return _Costs(registers or 32, 2, update=3, broadcast=0, load=0.5)
     if workload.lanes == 16:
@@ -150,7 +154,11 @@ def _registers(workload: Conv2dWorkload, tile: RegisterTile, costs: _Costs) -> i
 
 
 def _accumulators(workload: Conv2dWorkload, tile: RegisterTile) -> int:
-    return tile.rows * tile.columns * tile.vectors * workload.classes
+    sums = tile.rows * tile.columns * tile.vectors * workload.classes
+    if workload.table is not None and workload.table.activation_bits > 3:
+        # Sums of bytes are so short that those of 16 bits, which take two registers, had better stay there as well.
+        return 3 * sums
+    return sums
 
 
 def _saved(workload: Conv2dWorkload, tile: RegisterTile, costs: _Costs) -> float:

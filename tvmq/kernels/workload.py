@@ -21,6 +21,7 @@ __all__ = [
     "Epilogue",
     "Float",
     "Integer",
+    "Table",
     "Thresholds",
     "padded_bytes",
 ]
@@ -29,6 +30,10 @@ MAX_BYTE_STEPS = 31
 """Popcounts of bytes (each at most 8) that a ``uint8`` sum can hold: 31 * 8 = 248."""
 BYTES_PER_STEP = 4
 """Products of bytes that one dot product instruction adds to each lane."""
+TABLE_LANES = 32
+"""Output channels of a vector whose bits are looked up at once."""
+MAX_TABLE_BITS = 4
+"""Bits of activations of which two bytes of weights select a sum that fits in a byte: 2 * 8 * 15 = 240."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +166,29 @@ class Dot:
             raise ValueError(f"two products of bytes are at most {2 * 255 * 128}, got {self.pair_bound}")
 
 
+@dataclass(frozen=True)
+class Table:
+    """What is particular to sums of bytes that weights of one bit select, looked up in tables.
+
+    Attributes
+    ----------
+    activation_bits : int
+        Bits of an activation, which takes a byte.
+    bound : int
+        The largest sum of selected activations that any output channel can have; accumulators hold 16 bits.
+    """
+
+    activation_bits: int
+    bound: int
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not 1 <= self.activation_bits <= MAX_TABLE_BITS:
+            raise ValueError(f"tables are of 1 to {MAX_TABLE_BITS} bits of activations, got {self.activation_bits}")
+        if not 0 <= self.bound < 2**16:
+            raise ValueError(f"sums of looked up numbers are at most {2**16 - 1}, got {self.bound}")
+
+
 def padded_bytes(channels: int) -> int:
     """Bytes that hold some channels: whole steps of a dot product instruction.
 
@@ -191,7 +219,8 @@ class Conv2dWorkload:
     A dense layer is a 1x1 convolution over an image of one row, one pixel per sample.
 
     Codes are packed as bit planes, many channels to a word, or as bytes, one channel to a byte; in sums of products of
-    bytes (``combine="dot"``) both operands have one "plane" and a word is a byte.
+    bytes (``combine="dot"``) both operands have one "plane" and a word is a byte.  In sums of bytes that bits select
+    (``combine="table"``) activations have one "plane" of bytes, and weights one of words of bits.
 
     Attributes
     ----------
@@ -205,14 +234,15 @@ class Conv2dWorkload:
         (top, left, bottom, right); padding inserts zero words.
     activation_planes, weight_planes : int
         Bit planes of each operand.
-    combine : {"xor", "and", "dot"}
-        How an activation word meets a weight word: popcount of either, or product of an unsigned and a signed byte.
+    combine : {"xor", "and", "dot", "table"}
+        How an activation word meets a weight word: popcount of either, product of an unsigned and a signed byte, or
+        activations of four channels looked up by four bits of weights.
     plane_class : tuple of tuple of int
         ``plane_class[i][j]`` is the class whose popcount sum the pair (activation i, weight j) belongs to.
     class_multiplier : tuple of int
         Factor of each class in the result.
     activation_multiplier : tuple of int
-        Factor of the popcount of activation plane i over the window.
+        Factor of the popcount of activation plane i over the window, or of the sum of its bytes.
     row_classes, col_classes : int
         Number of border classes of output rows and columns; 1 and 1 when the constants do not depend on position.
     word_bits : {8, 32}
@@ -222,7 +252,9 @@ class Conv2dWorkload:
     epilogue : Thresholds or Integer or Affine or Float
         What happens to the integer result.
     dot : Dot or None
-        More about products of bytes; None for bit planes.
+        More about products of bytes; otherwise None.
+    table : Table or None
+        More about lookups in tables; otherwise None.
 
     Raises
     ------
@@ -250,6 +282,7 @@ class Conv2dWorkload:
     lanes: int
     epilogue: Epilogue
     dot: Dot | None = None
+    table: Table | None = None
 
     def __post_init__(self) -> None:
         """Normalise sequences to tuples of int and check every field."""
@@ -284,12 +317,19 @@ class Conv2dWorkload:
         if not 1 <= self.activation_planes <= 8 or not 1 <= self.weight_planes <= 16:
             planes = f"{self.activation_planes} and {self.weight_planes}"
             raise ValueError(f"activations have 1 to 8 planes and weights 1 to 16, got {planes}")
-        if self.combine not in ("xor", "and", "dot"):
-            raise ValueError(f"combine must be 'xor', 'and' or 'dot', got {self.combine!r}")
+        if self.combine not in ("xor", "and", "dot", "table"):
+            raise ValueError(f"combine must be 'xor', 'and', 'dot' or 'table', got {self.combine!r}")
         if (self.combine == "dot") != isinstance(self.dot, Dot):
             raise ValueError(f"combine {self.combine!r} does not go with {self.dot!r}")
+        if (self.combine == "table") != isinstance(self.table, Table):
+            raise ValueError(f"combine {self.combine!r} does not go with {self.table!r}")
         if self.dot and (self.activation_planes, self.weight_planes, any(self.activation_multiplier)) != (1, 1, False):
             raise ValueError("products of bytes have one plane per operand and no sum of activations")
+        if self.table and (self.activation_planes, self.weight_planes) != (1, 1):
+            raise ValueError("lookups in tables have one plane per operand")
+        if self.table and (self.word_bits, self.lanes) != (8, TABLE_LANES):
+            layout = f"{self.word_bits} bits and {self.lanes} lanes"
+            raise ValueError(f"lookups in tables need words of 8 bits and {TABLE_LANES} lanes, got {layout}")
         if len(self.plane_class) != self.activation_planes:
             raise ValueError(f"plane_class needs {self.activation_planes} rows, got {len(self.plane_class)}")
         used = {index for row in self.plane_class for index in row}
@@ -305,7 +345,7 @@ class Conv2dWorkload:
             raise ValueError(f"learned bases need a class per plane pair, got {self.plane_class}")
         if set(self.class_multiplier) not in ({1}, {-1}):
             raise ValueError(f"learned bases need multipliers that are all 1 or all -1, got {self.class_multiplier}")
-        if self.dot is not None:
+        if self.reads_bytes:
             raise ValueError("learned bases have no products of bytes")
         if self.needs_activation_sum:
             raise ValueError(f"learned bases need no sum of activations, got {self.activation_multiplier}")
@@ -325,9 +365,20 @@ class Conv2dWorkload:
     @property
     def in_words(self) -> int:
         """Words (or bytes) that hold the channels of one input pixel and plane."""
-        if self.dot is None:
+        if not self.reads_bytes:
             return -(-self.in_channels // self.word_bits)
-        return self.in_channels if self.dot.gathered else padded_bytes(self.in_channels)
+        gathered = self.dot is not None and self.dot.gathered
+        return self.in_channels if gathered else padded_bytes(self.in_channels)
+
+    @property
+    def reads_bytes(self) -> bool:
+        """Whether the codes of the input are bytes."""
+        return self.dot is not None or self.table is not None
+
+    @property
+    def weight_words(self) -> int:
+        """Words that hold the bits of one output channel, tap and plane of the weights."""
+        return -(-self.in_channels // self.word_bits)
 
     @property
     def window_bytes(self) -> int:
@@ -404,7 +455,7 @@ class Conv2dWorkload:
     @property
     def data_dtype(self) -> str:
         """Data type of the packed activations."""
-        return self.word_dtype if self.dot is None else "uint8"
+        return "uint8" if self.reads_bytes else self.word_dtype
 
     @property
     def weight_dtype(self) -> str:
@@ -447,7 +498,7 @@ class Conv2dWorkload:
         """Shape of the packed weights."""
         blocks = self.out_channels_padded // self.lanes
         if self.dot is None:
-            return (blocks, *self.kernel, self.weight_planes, self.in_words, self.lanes)
+            return (blocks, *self.kernel, self.weight_planes, self.weight_words, self.lanes)
         kernel, length = ((1, 1), self.window_bytes) if self.dot.gathered else (self.kernel, self.in_words)
         return (blocks, *kernel, 1, length // BYTES_PER_STEP, self.lanes, BYTES_PER_STEP)
 
@@ -475,6 +526,8 @@ class Conv2dWorkload:
                 epilogue["thresholds"] = Thresholds(**epilogue["thresholds"])
             if fields.get("dot") is not None:
                 fields["dot"] = Dot(**fields["dot"])
+            if fields.get("table") is not None:
+                fields["table"] = Table(**fields["table"])
             return Conv2dWorkload(epilogue=kind(**epilogue), **fields)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a convolution workload: {text[:80]!r} ({error})") from error

@@ -297,8 +297,11 @@ def kernel_kind(kernel: str) -> str:
     Returns
     -------
     str
-        ``"binary"`` (times the plane pairs), ``"int8"`` or ``"float32"``.
+        ``"binary"`` (times the plane pairs), ``"table"`` (followed by the bits of activations), ``"int8"`` or
+        ``"float32"``.
     """
+    if kernel == "bitserial table":
+        return "table"
     if kernel.startswith("bitserial"):
         return "int8" if "dot" in kernel.split() else "binary"
     return "int8" if kernel.startswith("int8") else "float32"

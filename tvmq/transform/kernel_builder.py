@@ -5,7 +5,8 @@ constant: s = v + constant, one constant per output channel and border class (se
 ``s >= T`` is ``v >= T - constant``, and the greatest common divisor of the kernel's multipliers is divided out of both
 sides, rounding the threshold up.  Without an integer threshold the constant is the kernel's bias.  Products in learned
 bases bring their constant along, as float32.  Products of bytes are the same with one "plane" per operand, whose
-multiplier and constant are those of :class:`tvmq.bitplanes.ByteTerms`.
+multiplier and constant are those of :class:`tvmq.bitplanes.ByteTerms`.  Where weights ``b W + o`` of one bit select
+bytes B in tables, and activations are ``m B + offset``, v is ``m b sum(W B) + m o sum(B)``, with the same constant.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from tvm.ir import Call
 from tvmq import dialect
 from tvmq.bitplanes import (
     BitPlanes,
-    ByteTerms,
     DotTerms,
     Encoding,
     border_constants,
@@ -32,17 +32,21 @@ from tvmq.bitplanes import (
 )
 from tvmq.dialect import constant_array, is_call, pair, sides
 from tvmq.kernels.packing import pack_weight_bytes, pack_weights
-from tvmq.kernels.workload import Conv2dWorkload, Dot, Epilogue, Thresholds, padded_bytes
+from tvmq.kernels.workload import Conv2dWorkload, Dot, Epilogue, Table, Thresholds, padded_bytes
 from tvmq.target import Target
 from tvmq.transform.fold_epilogues import ALWAYS, NEVER
+from tvmq.transform.kernel_choice import ByteForm
 from tvmq.transform.level_lines import level_lines
 
 __all__ = ["KernelBuilder"]
 
 
-def byte_product(terms: ByteTerms) -> DotTerms:
-    """The one sum of products of bytes, as if of one plane per operand."""
-    return DotTerms("dot", ((0,),), (terms.multiplier,), (0,))
+def byte_product(form: ByteForm, w: Encoding) -> DotTerms:
+    """The one sum of products of bytes, or of bytes that weights select, as if of one plane per operand."""
+    multiplier = form.terms.multiplier
+    if not form.tables:
+        return DotTerms("dot", ((0,),), (multiplier,), (0,))
+    return DotTerms("table", ((0,),), (multiplier * int(w.coefficients[0]),), (multiplier * int(w.offset),))
 
 
 class KernelBuilder:
@@ -56,11 +60,11 @@ class KernelBuilder:
         The core.
     epilogue : Epilogue
         What follows the product.
-    bytes_ : ByteTerms, optional
+    bytes_ : ByteForm, optional
         How the activations are bytes; bit planes by default.
     """
 
-    def __init__(self, call: Call, target: Target, epilogue: Epilogue, bytes_: ByteTerms | None = None) -> None:
+    def __init__(self, call: Call, target: Target, epilogue: Epilogue, bytes_: ByteForm | None = None) -> None:
         self.target, self.epilogue, self.bytes, self.gathered = target, epilogue, bytes_, False
         codes = constant_array(call.args[1])
         dense = is_call(call, "tvmq.dense", "tvmq.basis_dense")
@@ -72,13 +76,14 @@ class KernelBuilder:
             self.terms = self.pair_terms(str(call.attrs["combine"]))
         else:
             self.x, self.w = dialect.operand_encodings(call)
-            self.terms = dot_terms(self.x, self.w) if bytes_ is None else byte_product(bytes_)
+            self.terms = dot_terms(self.x, self.w) if bytes_ is None else byte_product(bytes_, self.w)
         self.weight = codes.reshape(*codes.shape, 1, 1) if dense else codes
         attrs = call.attrs
         self.strides = (1, 1) if dense else pair(attrs["strides"])
         self.padding = (0, 0, 0, 0) if dense else sides(attrs["padding"])
         self.dilation = (1, 1) if dense else pair(attrs["dilation"])
         self.units = self.w.units(self.weight) if bytes_ is not None else np.zeros(0, np.int64)
+        self.tables = bytes_ is not None and bytes_.tables
         self.divisor = math.gcd(*self.terms.class_multiplier, *self.terms.activation_multiplier)
         self.classes: list[np.ndarray] = []
 
@@ -95,6 +100,8 @@ class KernelBuilder:
 
     def prefers_gathering(self) -> bool:
         """Whether bytes of padding channels would cost more than copying windows to where they need none."""
+        if self.tables:
+            return False
         channels, taps = self.weight.shape[1], math.prod(self.kernel)
         return 8 * taps * padded_bytes(channels) >= 9 * padded_bytes(taps * channels)
 
@@ -102,9 +109,13 @@ class KernelBuilder:
         """Make a dense layer over a flattened image (C, H, W) one over the bytes of its pixels, channels last."""
         channels, height, width = shape
         self.find_constants((1, 1))
-        image = self.units.reshape(-1, channels, height, width).transpose(0, 2, 3, 1)
-        padded = np.pad(image, ((0, 0), (0, 0), (0, 0), (0, padded_bytes(channels) - channels)))
-        self.units = padded.reshape(len(padded), -1, 1, 1)
+
+        def flat(weight: np.ndarray) -> np.ndarray:
+            image = weight.reshape(-1, channels, height, width).transpose(0, 2, 3, 1)
+            padded = np.pad(image, ((0, 0), (0, 0), (0, 0), (0, padded_bytes(channels) - channels)))
+            return padded.reshape(len(padded), -1, 1, 1)
+
+        self.units, self.weight = flat(self.units), flat(self.weight)
 
     def prefers_im2col(self) -> bool:
         """Whether packing whole windows takes fewer words than packing every tap's channels."""
@@ -141,9 +152,9 @@ class KernelBuilder:
     def find_constants(self, size: Sequence[int]) -> None:
         """The constant of every border class and output channel, and the class of every row and column."""
         axes = window_classes(pair(size), self.kernel, self.strides, self.padding, self.dilation)
-        terms = self.bytes
-        if terms is not None:
-            self.constant = border_constants(lambda taps: byte_constants(terms, self.units, taps), axes)
+        form = self.bytes
+        if form is not None:
+            self.constant = border_constants(lambda taps: byte_constants(form.terms, self.units, taps), axes)
         elif not self.bases:
             planes = BitPlanes(self.weight, self.w)
             self.constant = border_constants(lambda taps: constant_terms(self.x, planes, taps), axes)
@@ -178,10 +189,20 @@ class KernelBuilder:
             row_classes=self.constant.shape[0],
             col_classes=self.constant.shape[1],
             word_bits=self.target.word_bits,
-            lanes=self.target.lanes if self.bytes is None else self.target.dot_lanes,
+            lanes=self.target.lanes if self.bytes is None or self.tables else self.target.dot_lanes,
             epilogue=self.epilogue,
-            dot=None if self.bytes is None else self.dot(),
+            dot=None if self.bytes is None or self.tables else self.dot(),
+            table=self.table() if self.tables else None,
         )
+
+    def table(self) -> Table:
+        """What a kernel has to know about lookups in tables."""
+        selected = self.bits().reshape(self.weight.shape[0], -1).sum(axis=1, dtype=np.int64)
+        return Table(self.x.planes, int(selected.max()) * (2**self.x.planes - 1))
+
+    def bits(self) -> np.ndarray:
+        """The bit planes of the weights, [Pw, O, KH, KW, C]."""
+        return BitPlanes(self.weight, self.w).planes.transpose(0, 1, 3, 4, 2)
 
     def dot(self) -> Dot:
         """What a kernel has to know about products of bytes."""
@@ -240,6 +261,11 @@ class KernelBuilder:
 
     def range(self, workload: Conv2dWorkload) -> tuple[int, int]:
         """The least and the largest value that the kernel's v can have."""
+        if self.tables:
+            factors = workload.class_multiplier[0] * self.bits()[0].astype(np.int64) + workload.activation_multiplier[0]
+            most = 2**self.x.planes - 1
+            sides = [most * factors.clip(*side).sum(axis=(1, 2, 3)) for side in ((None, 0), (0, None))]
+            return int(sides[0].min()), int(sides[1].max())
         if self.bytes is not None:
             factor = workload.class_multiplier[0] * (2**self.x.planes - 1)
             sums = (factor * self.units.clip(*side).sum(axis=(1, 2, 3)) for side in ((None, 0), (0, None)))
@@ -252,11 +278,10 @@ class KernelBuilder:
 
     def packed_weight(self, workload: Conv2dWorkload) -> np.ndarray:
         """The weights as the kernel reads them."""
-        if self.bytes is not None:
+        if self.bytes is not None and not self.tables:
             units, padded = self.units.transpose(0, 2, 3, 1), workload.out_channels_padded
             return pack_weight_bytes(units, workload.lanes, padded, self.gathered)
-        planes = BitPlanes(self.weight, self.w).planes.transpose(0, 1, 3, 4, 2)
-        return pack_weights(planes, workload.word_bits, workload.lanes)
+        return pack_weights(self.bits(), workload.word_bits, workload.lanes)
 
     def epilogue_constants(self, arrays: list[np.ndarray], surplus: int) -> list[np.ndarray]:
         """The epilogue's constants as the kernel reads them, padded to whole vectors."""

@@ -1,9 +1,12 @@
-"""Bit planes or bytes: which kernel a product of codes gets on a core.
+"""Bit planes, bytes or tables: which kernel a product of codes gets on a core.
 
 A core's cost table gives the multiply-accumulates per cycle of binary products and of products of bytes.  Products of
 w-bit weights and a-bit activations take w times a binary ones; both kinds lose what they compute on padding channels.
 A dense layer of a single sample reads every weight once, so if its weights are many, neither kind is faster than
 memory, and fewer bits are worth more.
+
+Some cores look up products of one-bit weights in tables of sums of activations.  Their activations are bytes as well,
+but weights stay bits; the cost table gives their rate for each number of bits of activations.
 """
 
 from __future__ import annotations
@@ -14,15 +17,17 @@ import numpy as np
 from tvm.ir import Call
 
 from tvmq import dialect
-from tvmq.bitplanes import ByteTerms, byte_terms
+from tvmq.bitplanes import ByteTerms, Encoding, byte_terms
 from tvmq.dialect import constant_array, is_call
 from tvmq.kernels.workload import padded_bytes
 from tvmq.target import Target
 
-__all__ = ["Rates", "byte_form", "rates"]
+__all__ = ["ByteForm", "Rates", "byte_form", "rates"]
 
 STREAM_BYTES_PER_CYCLE = 16.0
 """Weights that a core reads from its last-level cache; measured on Zen 4."""
+ALONE = 0.6
+"""Share of their rate that lookups reach for a single sample, as no other pixel shares the nibbles of a vector."""
 STREAMED_BYTES = 512 * 1024
 """Weights, as bytes, of which some no longer fit in a core's own caches."""
 
@@ -37,16 +42,35 @@ class Rates:
         As bit planes.
     bytes : float
         As bytes, whether or not the core or the operands allow it.
+    table : float
+        By lookups in tables; 0 where the core has no such kernel or the weights more than one bit.
     """
 
     planes: float
     bytes: float
+    table: float
+
+
+@dataclass(frozen=True)
+class ByteForm:
+    """How a product reads activations that are bytes.
+
+    Attributes
+    ----------
+    terms : ByteTerms
+        What number a byte stands for.
+    tables : bool
+        Whether weights are bits that select bytes, rather than bytes that multiply them.
+    """
+
+    terms: ByteTerms
+    tables: bool
 
 
 def rates(
     core: Target, channels: int, taps: int, weight_bits: int, activation_bits: int, streamed_weights: int
 ) -> Rates:
-    """Rates of both kernels by the cost table.
+    """Rates of all kernels by the cost table.
 
     Parameters
     ----------
@@ -68,14 +92,18 @@ def rates(
     packed = gathered if taps > 1 and 2 * gathered <= direct else direct
     planes = core.mac_per_cycle["binary"] / (weight_bits * activation_bits) * useful / packed
     as_bytes = core.mac_per_cycle["int8"] * useful / min(taps * padded_bytes(channels), padded_bytes(useful))
+    table = core.mac_per_cycle.get(f"table{activation_bits}", 0.0) * useful / direct if weight_bits == 1 else 0.0
+    if streamed_weights:
+        table *= ALONE
     if streamed_weights > STREAMED_BYTES:
         planes = min(planes, STREAM_BYTES_PER_CYCLE * 8 / weight_bits)
         as_bytes = min(as_bytes, STREAM_BYTES_PER_CYCLE)
-    return Rates(planes, as_bytes)
+        table = min(table, STREAM_BYTES_PER_CYCLE * 8)
+    return Rates(planes, as_bytes, table)
 
 
-def byte_form(call: Call, core: Target) -> ByteTerms | None:
-    """How the activations of a product are bytes, if it is to multiply bytes.
+def byte_form(call: Call, core: Target) -> ByteForm | None:
+    """How the activations of a product are bytes, if it is to multiply bytes or to look up their sums.
 
     Parameters
     ----------
@@ -86,25 +114,42 @@ def byte_form(call: Call, core: Target) -> ByteTerms | None:
 
     Returns
     -------
-    ByteTerms or None
-        None if bit planes are as fast, or the only way: learned bases, alphabets that are no range of bytes, sums
-        that leave 32 bits.
+    ByteForm or None
+        None if bit planes are as fast, or the only way: learned bases, activations that are no range of bytes, sums
+        that leave 32 bits.  Without tables, also weights that are no range of bytes.
     """
-    if core.dot is None or not is_call(call, "tvmq.conv2d", "tvmq.dense"):
+    if not is_call(call, "tvmq.conv2d", "tvmq.dense"):
         return None
     x, w = dialect.operand_encodings(call)
     terms = byte_terms(x)
     if terms is None:
         return None
     codes = constant_array(call.args[1])
-    units = w.units(np.arange(2**w.planes, dtype=codes.dtype))
-    if units.min() < -128 or units.max() > 127:
-        units = w.units(codes)
-    length = int(np.prod(codes.shape[1:]))
-    if units.min() < -128 or units.max() > 127 or length * (2**x.planes - 1) * int(np.abs(units).max()) >= 2**31:
-        return None
     samples = call.args[0].ty.shape[0]
     single = is_call(call, "tvmq.dense") and not dialect.is_symbolic(samples) and int(samples) == 1
     taps = int(np.prod(codes.shape[2:]))
     choice = rates(core, codes.shape[1], taps, w.planes, x.planes, codes.size if single else 0)
-    return terms if choice.bytes > choice.planes else None
+    multiplied = core.dot is not None and _fit_bytes(codes, x, w)
+    rival = max(choice.planes, choice.bytes) if multiplied else choice.planes
+    if choice.table > rival and _fit_tables(codes, x, w):
+        return ByteForm(terms, tables=True)
+    return ByteForm(terms, tables=False) if multiplied and choice.bytes > choice.planes else None
+
+
+def _fit_bytes(codes: np.ndarray, x: Encoding, w: Encoding) -> bool:
+    """Whether weights are signed bytes, and sums of their products 32 bits."""
+    units = w.units(np.arange(2**w.planes, dtype=codes.dtype))
+    if units.min() < -128 or units.max() > 127:
+        units = w.units(codes)
+    return units.min() >= -128 and units.max() <= 127 and _fit_sums(codes, x, units)
+
+
+def _fit_tables(codes: np.ndarray, x: Encoding, w: Encoding) -> bool:
+    """Whether the sums that weights select are 16 bits, and what becomes of them 32."""
+    selected = (codes & 1).reshape(len(codes), -1).sum(axis=1).max()
+    return int(selected) * (2**x.planes - 1) < 2**16 and _fit_sums(codes, x, w.units(np.arange(2, dtype=codes.dtype)))
+
+
+def _fit_sums(codes: np.ndarray, x: Encoding, units: np.ndarray) -> bool:
+    length = int(np.prod(codes.shape[1:]))
+    return length * (2**x.planes - 1) * int(np.abs(units).max()) < 2**31

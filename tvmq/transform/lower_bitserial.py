@@ -23,8 +23,9 @@ Layouts: packed tensors are NHWC, so flattening one for a dense layer keeps its 
 becomes a convolution as large as the image.  A dense layer of vectors is a 1x1 convolution over a row of samples.  A
 first layer of few channels would waste most of each word: its windows are packed instead (im2col).
 
-Which products are of bit planes and which of bytes is decided by :mod:`tvmq.transform.kernel_choice`.  A kernel writes
-its codes in the form that most of the products that read them want; the others convert them.
+Which products are of bit planes, which of bytes, and which are looked up in tables of sums of bytes is decided by
+:mod:`tvmq.transform.kernel_choice`.  A kernel writes its codes in the form that most of the products that read them
+want; the others convert them.
 """
 
 from __future__ import annotations
@@ -40,7 +41,6 @@ from tvm import relax
 from tvm.ir import Call
 
 from tvmq import dialect
-from tvmq.bitplanes import ByteTerms
 from tvmq.dialect import constant_array, is_call, pair
 from tvmq.kernels.workload import (
     BYTES_PER_STEP,
@@ -54,7 +54,7 @@ from tvmq.kernels.workload import (
 )
 from tvmq.target import Target
 from tvmq.transform.kernel_builder import KernelBuilder
-from tvmq.transform.kernel_choice import byte_form
+from tvmq.transform.kernel_choice import ByteForm, byte_form
 from tvmq.transform.rewriter import BindingRewriter
 
 __all__ = ["LowerBitserial"]
@@ -89,7 +89,7 @@ class _Product:
 
     variable: relax.Var
     call: Call
-    bytes: ByteTerms | None = None
+    bytes: ByteForm | None = None
 
     @property
     def is_dense(self) -> bool:
@@ -132,9 +132,9 @@ class _Lowerer(BindingRewriter):
     def __init__(self, module: tvm.IRModule, target: Target) -> None:
         super().__init__(module)
         self.target = target
-        self.forms: dict[relax.Var, ByteTerms | None] = {}
+        self.forms: dict[relax.Var, ByteForm | None] = {}
 
-    def form(self, variable: relax.Var, call: Call) -> ByteTerms | None:
+    def form(self, variable: relax.Var, call: Call) -> ByteForm | None:
         """How a product reads bytes; None if it reads bit planes."""
         if variable not in self.forms:
             self.forms[variable] = byte_form(call, self.target)
@@ -147,8 +147,8 @@ class _Lowerer(BindingRewriter):
         while waiting:
             for variable, value in self.users[waiting.pop()]:
                 if is_call(value, *PRODUCTS):
-                    terms = self.form(variable, value)
-                    votes[None if terms is None else terms.flip] += 1
+                    form = self.form(variable, value)
+                    votes[None if form is None else form.terms.flip] += 1
                 elif (isinstance(value, relax.Var) or is_call(value, *MOVES)) and variable not in seen:
                     seen.add(variable)
                     waiting.append(variable)
@@ -383,7 +383,7 @@ class _Lowerer(BindingRewriter):
     def byte_operand(self, source: Any, builder: KernelBuilder) -> tuple[relax.Var, Conv2dWorkload]:
         """The activations of a product as bytes, and the convolution over them."""
         assert builder.bytes is not None
-        flip = builder.bytes.flip
+        flip = builder.bytes.terms.flip
         if isinstance(source, _Flattened):
             words = self.converted(source.image, flip).words
             samples, height, width, _, length = words.ty.shape
