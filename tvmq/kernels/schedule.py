@@ -169,7 +169,9 @@ def function_knobs(function: tirx.PrimFunc, target: TargetLike) -> Conv2dKnobs:
 def _knobs(workload: Conv2dWorkload, target: TargetLike, out_width: Any, computed: Any) -> Conv2dKnobs:
     registers = None if target.arch == "x86_64" else arm.vector_registers(target.arch, getattr(target, "mcpu", ""))
     tile = register_tile(workload, out_width, registers, computed)
-    cores = getattr(target, "cores", 1) if _plane_macs(workload) >= _PARALLEL_MACS else 1
+    columns = out_width if isinstance(out_width, int) else workload.out_width  # samples, where a layer is dense
+    macs = _plane_macs(workload) // workload.out_width * columns
+    cores = getattr(target, "cores", 1) if macs >= _PARALLEL_MACS else 1
     channel_tiles = workload.out_channels_padded // workload.lanes // tile.vectors
     gathered = workload.dot is not None and workload.dot.gathered
     row_tile = tile.rows if gathered else _row_tile(workload.out_height, tile.rows, channel_tiles, cores)
