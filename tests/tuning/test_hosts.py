@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import os
 import sys
+import time
 
 import pytest
 
@@ -77,6 +78,7 @@ def test_this_machine(target, task, tmp_path):
 @pytest.fixture
 def tracker():
     """A tracker and one machine, both reachable from this computer only."""
+    from tvm import rpc
     from tvm.rpc.server import Server
     from tvm.rpc.tracker import Tracker
 
@@ -84,6 +86,10 @@ def tracker():
     server = Server(
         host="127.0.0.1", port=9300, port_end=9400, key="board", tracker_addr=("127.0.0.1", tracker.port), silent=True
     )
+    client, deadline = rpc.connect_tracker("127.0.0.1", tracker.port), time.monotonic() + 60
+    while not any(entry["key"] == "server:board" for entry in client.summary()["server_info"]):
+        assert time.monotonic() < deadline, "the machine did not register"
+        time.sleep(0.1)
     yield f"tracker://127.0.0.1:{tracker.port}"
     server.terminate()
     tracker.terminate()
