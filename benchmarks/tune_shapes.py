@@ -205,6 +205,7 @@ def check(title: str, tasks: list, core, output: Path | None) -> None:
     times = Search(item, LocalHost(core), Journal(Path(folder), "final", {}), default=winner)
     ratios = [paired.ratio for paired in times.measure(rivals, CHECK_ROUNDS) if not isinstance(paired, str)]
     result = {
+        "command": "python " + " ".join(sys.argv),
         "kernel": title,
         "points": len(search.points),
         "trials": CHECK_TRIALS,

@@ -1,4 +1,4 @@
-"""Layers with packed ternary, 2-bit and 4-bit weights and float activations against the same layers in float.
+"""Layers with packed binary, ternary, 2-bit and 4-bit weights and float activations against the same layers in float.
 
     python benchmarks/weight_only.py --output benchmarks/results/weight_only.json
 

@@ -547,10 +547,10 @@ class _Builder:
 
         def mask(n: Any, y: Any, x: Any, plane: Any, group: Any, vector: Any, lane: Any) -> Any:
             """A byte of ones where the bit is set, which is what a vector register can hand to a scalar one."""
-            if codes is not None or conditions is None:
-                assert codes is not None
+            if codes is not None:
                 result = byte_of_ones(bit_of(codes[n, y, x, group, vector, lane], plane))
             else:
+                assert conditions is not None
                 result = bit_by_conditions(lambda t: conditions(t, n, y, x, group, vector, lane), plane, epilogue)
             if epilogue.codes[0] != 0 and workload.out_channels != workload.out_channels_padded:
                 zeros = tirx.const(0, "int8")

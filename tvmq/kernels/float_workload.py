@@ -44,7 +44,7 @@ _MOST_PACKED_PIXELS = 14
 _MOST_PACKED_PRODUCTS = 256
 """With codes for weights, products in the body of a loop: a fifth of the time is lost where it is longer.  TVM also
 allocates over a kilobyte of sums on the heap, from where LLVM lifts them into registers only if loops are short."""
-_MOST_STEPS = 16
+_MOST_CODES = 16
 """Codes of a word that the body of a loop multiplies at most."""
 DYNAMIC_ROWS = 4
 """Samples of a tile where their number is not known; the last tile is filled up."""
@@ -131,7 +131,7 @@ class FloatWorkload:
     @property
     def steps(self) -> int:
         """Successive weights of a channel that the body of a loop multiplies: a whole word or an even part of it."""
-        return divisor(self.codes_per_word, _MOST_STEPS)
+        return divisor(self.codes_per_word, _MOST_CODES)
 
     @property
     def word_dtype(self) -> str:

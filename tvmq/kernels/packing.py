@@ -36,7 +36,7 @@ MAX_COMPARES = 15
 PACKING_LANES = 16
 """Masks of one vector when codes are packed; every family has an instruction for it."""
 LEAST_PIXELS = 4
-"""Pixels of an image from which vectors of pixels are packed, and not vectors of channels."""
+"""Pixels, an even part of a row, from which vectors of pixels are packed, and not vectors of channels."""
 
 
 def _word_dtype(word_bits: int) -> np.dtype:
@@ -209,7 +209,7 @@ def bitpack(batch: Extent, channels: int, height: int, width: int, planes: int, 
     ValueError
         If `planes` or `word_bits` is out of range.
     """
-    if height * width < LEAST_PIXELS:
+    if max(size for size in range(1, PACKING_LANES + 1) if width % size == 0) < LEAST_PIXELS:
         return im2col_bitpack(batch, channels, height, width, planes, word_bits, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1))
     _check_code(planes, word_bits)
     words = -(-channels // word_bits)

@@ -25,6 +25,7 @@ from tvmq.kernels.float_planes import schedule_float_planes
 from tvmq.kernels.float_products import schedule_float_product
 from tvmq.kernels.gather import register_gather
 from tvmq.kernels.layout import schedule_channels_first
+from tvmq.kernels.packing import PACKING_LANES
 from tvmq.kernels.table_schedule import place_lookups, table_rows
 from tvmq.kernels.tiling import RegisterTile, register_tile
 from tvmq.kernels.workload import Conv2dWorkload
@@ -42,8 +43,6 @@ _UNROLLED_UPDATES = 48
 """Updates of accumulators in the body of a loop over words, unless one word has more."""
 _EPILOGUE = ("number", "addend", "store_number", "code", "mask", "word", "store_word", "byte", "store_byte")
 """Stages that follow the reduction; the first one that a workload has covers whole tiles."""
-_PACKED_PIXELS = 16
-"""Pixels whose words are made at a time."""
 _MIN_PIECE = 4
 """Channels of a vector below which moving them one by one is as good."""
 _POOL_LANES = {"uint8": 64, "uint32": 16}
@@ -512,7 +511,7 @@ def _schedule_bitpack_pixels(sch: s_tir.Schedule, _target: TargetLike) -> None:
     """A word of every plane for some pixels of a row at a time, whose bits are gathered channel by channel."""
     blocks = _blocks(sch)
     n, row, column, plane, word = sch.get_loops(blocks["store"])
-    outer, pixel = sch.split(column, [None, _divisor(int(sch.get(column).extent), _PACKED_PIXELS)])
+    outer, pixel = sch.split(column, [None, _divisor(int(sch.get(column).extent), PACKING_LANES)])
     sch.reorder(n, row, outer, word, plane, pixel)
     sch.compute_at(blocks["word"], word, preserve_unit_loops=True)
     sch.set_scope(blocks["word"], 0, "local")
