@@ -129,7 +129,7 @@ def float_planes(workload: FloatWorkload, batch: Extent) -> tirx.PrimFunc:
     function : tirx.PrimFunc
         Parameters: ``data`` [N, C, H, W]; ``weight`` [O, C / groups, KH, KW], or words of codes [O, words]; as the
         workload has it ``scale``, ``bias``, ``multiplier`` and ``offset`` [O], and ``shortcut`` [N, O, OH, OW];
-        ``output`` [N, O, OH, OW]; all float32 but for words, which are uint32.
+        ``output`` [N, O, OH, OW]; all float32 but for words, which are uint16 or uint32.
     """
     data = te.placeholder((batch, workload.in_channels, workload.height, workload.width), "float32", "data")
     weight = te.placeholder(workload.weight_shape(), workload.word_dtype, "weight")
@@ -179,7 +179,7 @@ def _weights(workload: FloatWorkload, weight: te.Tensor) -> Any:
     steps, (height, width) = workload.codes_per_word, workload.kernel
     decoded = te.compute(
         (workload.out_channels, workload.words, steps),
-        lambda o, word, step: field_value(workload, weight[o, word], step),
+        lambda o, word, step: field_value(workload, weight[o, word].astype("uint32"), step),
         name="decoded",
     )
 

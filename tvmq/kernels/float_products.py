@@ -13,7 +13,8 @@ A product of floats may underflow to -0, so with float weights exactly the given
 padding are always among them.
 
 **How.**  Lanes are output channels.  A word of 32 bits holds the codes of one channel for ``32 // bits`` successive k,
-so one load serves that many steps, and a step decodes a whole vector of channels with a shift and
+or one of 16 bits those of 16 where they have 1 bit.  So one load serves that many steps, and a step decodes a whole
+vector of channels with a shift and
 
 * a permutation of registers, where the vector unit looks codes up in a vector of values (x86): it ignores the higher
   bits of its index, so the field need not be cut out, and any alphabet of up to 3 bits (AVX2) or 4 bits (AVX-512) will
@@ -104,8 +105,7 @@ class _Builder:
         self.epilogue = FloatEpilogue(workload, batch)
         self.inputs = [self.data, self.weight, *self.epilogue.inputs]
         self.permute = permute
-        self.word_parts = -(-workload.length // workload.steps)
-        self.padded_length = self.word_parts * workload.steps
+        self.padded_length = workload.words * workload.codes_per_word
 
     # --- weights ---
 
@@ -115,30 +115,27 @@ class _Builder:
         return (sum(terms[1:], terms[0]) + self.workload.offset).astype("float32")
 
     def unit(self, vectors: int, suffix: str) -> Callable[..., Any]:
-        """Weights by channel tile of `vectors` vectors, part of a word, step, vector and lane."""
+        """Weights by channel tile of `vectors` vectors, word, step, vector and lane."""
         workload = self.workload
         if not workload.is_packed:
 
-            def stored(tile: Any, part: Any, _step: Any, vector: Any, lane: Any) -> Any:
+            def stored(tile: Any, word: Any, _step: Any, vector: Any, lane: Any) -> Any:
                 index = tile * vectors + vector
-                return self.weight[index // workload.group, part, index % workload.group, lane]
+                return self.weight[index // workload.group, word, index % workload.group, lane]
 
             return stored
         shape = (
             workload.vectors // vectors,
-            self.word_parts,
-            workload.steps,
+            workload.words,
+            workload.codes_per_word,
             vectors,
             workload.lanes,
         )
-        parts_per_word = workload.codes_per_word // workload.steps
         table = te.compute((workload.lanes,), self.table_value, name=f"table{suffix}") if self.permute else None
 
-        def value(tile: Any, part: Any, step: Any, vector: Any, lane: Any) -> Any:
-            index, word = tile * vectors + vector, part // parts_per_word
-            packed = self.weight[index // workload.group, word, index % workload.group, lane]
-            if parts_per_word > 1:
-                packed = packed >> (part % parts_per_word * (workload.steps * workload.bits)).astype("uint32")
+        def value(tile: Any, word: Any, step: Any, vector: Any, lane: Any) -> Any:
+            index = tile * vectors + vector
+            packed = self.weight[index // workload.group, word, index % workload.group, lane].astype("uint32")
             if table is None:
                 return field_value(workload, packed, step)
             # It has a meaning only as a whole vector: a lane's value is the table's at the place that its code names.
@@ -149,10 +146,10 @@ class _Builder:
         return te.compute(shape, value, name=f"unit{suffix}")
 
     def reduction(self) -> tuple[Any, Any, Any]:
-        """Axes over parts of words and the codes of one, and their place in the order of k."""
-        part = te.reduce_axis((0, self.word_parts), "part")
-        step = te.reduce_axis((0, self.workload.steps), "step")
-        return part, step, part * self.workload.steps + step
+        """Axes over words and the codes of one, and their place in the order of k."""
+        word = te.reduce_axis((0, self.workload.words), "word")
+        step = te.reduce_axis((0, self.workload.codes_per_word), "step")
+        return word, step, word * self.workload.codes_per_word + step
 
     def channel(self, tile: Any, vector: Any, lane: Any, vectors: int) -> Any:
         return (tile * vectors + vector) * self.workload.lanes + lane
@@ -180,11 +177,11 @@ class _Builder:
         pixels = (shape.rows, shape.columns)
         tile = te.compute((self.batch, *grid, self.padded_length, *pixels), number, name="tile")
         units = self.unit(shape.vectors, "")
-        part, step, k = self.reduction()
+        word, step, k = self.reduction()
         tiles = (self.batch, *grid, workload.vectors // shape.vectors, *pixels, shape.vectors, workload.lanes)
 
         def total(n: Any, ty: Any, tx: Any, g: Any, r: Any, c: Any, v: Any, lane: Any) -> Any:
-            return te.sum(tile[n, ty, tx, k, r, c] * units(g, part, step, v, lane), axis=[part, step])
+            return te.sum(tile[n, ty, tx, k, r, c] * units(g, word, step, v, lane), axis=[word, step])
 
         sums = te.compute(tiles, total, name="accumulate")
 
@@ -258,11 +255,11 @@ class _Builder:
 
         tile = te.compute((count // shape.rows, self.padded_length, shape.rows), number, name=f"tile{suffix}")
         units = self.unit(shape.vectors, suffix)
-        part, step, k = self.reduction()
+        word, step, k = self.reduction()
         size = (count, workload.vectors // shape.vectors, shape.vectors, workload.lanes)
 
         def total(n: Any, g: Any, v: Any, lane: Any) -> Any:
-            return te.sum(tile[n // shape.rows, k, n % shape.rows] * units(g, part, step, v, lane), axis=[part, step])
+            return te.sum(tile[n // shape.rows, k, n % shape.rows] * units(g, word, step, v, lane), axis=[word, step])
 
         sums = te.compute(size, total, name=f"accumulate{suffix}")
 
@@ -374,13 +371,13 @@ class _Scheduler:
         """The reduction outside the register tile, which is unrolled; weights are decoded once for it."""
         sch, blocks = self.sch, self.blocks
         block = blocks[f"accumulate{suffix}"]
-        *pixels, part, step = sch.get_loops(block)[-spatial - 2 :]  # those of a tile, and outer ones of extent 1
-        sch.reorder(part, step, *pixels)
+        *pixels, word, step = sch.get_loops(block)[-spatial - 2 :]  # those of a tile, and outer ones of extent 1
+        sch.reorder(word, step, *pixels)
         for loop in pixels[:-1]:
             sch.unroll(loop)
         self.lanes(pixels[-1])
         sch.set_scope(block, 0, "local")
-        outermost = part
+        outermost = word
         if self.workload.is_packed:
             unit = blocks[f"unit{suffix}"]
             sch.compute_at(unit, step, preserve_unit_loops=True)
@@ -389,7 +386,7 @@ class _Scheduler:
             sch.unroll(vector)
             sch.vectorize(lane)
         else:
-            outermost, step = sch.split(part, [None, divisor(self.workload.words, _MOST_STEPS)])
+            outermost, step = sch.split(word, [None, divisor(self.workload.words, _MOST_STEPS)])
         sch.unroll(step)
         sch.decompose_reduction(block, outermost)
         if f"table{suffix}" in blocks:

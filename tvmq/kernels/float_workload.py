@@ -45,7 +45,7 @@ _MOST_PACKED_PRODUCTS = 256
 """With codes for weights, products in the body of a loop: a fifth of the time is lost where it is longer.  TVM also
 allocates over a kilobyte of sums on the heap, from where LLVM lifts them into registers only if loops are short."""
 _MOST_CODES = 16
-"""Codes of a word that the body of a loop multiplies at most."""
+"""Codes of a word at most: the body of a loop multiplies them all."""
 DYNAMIC_ROWS = 4
 """Samples of a tile where their number is not known; the last tile is filled up."""
 _CHAINS = 8
@@ -126,17 +126,14 @@ class FloatWorkload:
     @property
     def codes_per_word(self) -> int:
         """Successive weights of a channel in one word."""
-        return WORD_BITS // self.bits
-
-    @property
-    def steps(self) -> int:
-        """Successive weights of a channel that the body of a loop multiplies: a whole word or an even part of it."""
-        return divisor(self.codes_per_word, _MOST_CODES)
+        return min(WORD_BITS // self.bits, _MOST_CODES)
 
     @property
     def word_dtype(self) -> str:
         """Type of a word."""
-        return "uint32" if self.is_packed else "float32"
+        if not self.is_packed:
+            return "float32"
+        return "uint16" if self.codes_per_word * self.bits <= 16 else "uint32"
 
     @property
     def length(self) -> int:
@@ -278,13 +275,14 @@ def pack_codes(codes: np.ndarray, workload: FloatWorkload) -> np.ndarray:
 
     Returns
     -------
-    uint32 of shape (groups, words, vectors of a group, lanes), or (O, words) where lanes are pixels
+    uint16 or uint32 of shape (groups, words, vectors of a group, lanes), or (O, words) where lanes are pixels
     """
     steps = workload.codes_per_word
     padded = np.zeros((workload.stored_channels, workload.words * steps), np.uint32)
     padded[: codes.shape[0], : codes.shape[1]] = codes
     shifts = (np.arange(steps) * workload.bits).astype(np.uint32)
     words = np.bitwise_or.reduce(padded.reshape(-1, workload.words, steps) << shifts, axis=-1)
+    words = words.astype(workload.word_dtype)
     if workload.pixel_lanes:
         return words
     rows = words.reshape(-1, workload.group, workload.lanes, workload.words)
@@ -325,7 +323,7 @@ def unpack_codes(words: np.ndarray, workload: FloatWorkload) -> np.ndarray:
     """The inverse of :func:`pack_codes`: uint8 of shape (O, K)."""
     shifts = (np.arange(workload.codes_per_word) * workload.bits).astype(np.uint32)
     by_channel = words if workload.pixel_lanes else words.transpose(0, 2, 3, 1)
-    fields = (by_channel[..., None] >> shifts) & np.uint32(2**workload.bits - 1)
+    fields = (by_channel[..., None].astype(np.uint32) >> shifts) & np.uint32(2**workload.bits - 1)
     rows = fields.reshape(workload.stored_channels, -1)
     return rows[: workload.out_channels, : workload.length].astype(np.uint8)
 
@@ -373,7 +371,8 @@ def best_tile(workload: FloatWorkload, rows: int, columns: int, most_rows: int) 
         if not workload.is_packed:
             return True
         return (
-            tile.pixels <= _MOST_PACKED_PIXELS and tile.pixels * tile.vectors * workload.steps <= _MOST_PACKED_PRODUCTS
+            tile.pixels <= _MOST_PACKED_PIXELS
+            and tile.pixels * tile.vectors * workload.codes_per_word <= _MOST_PACKED_PRODUCTS
         )
 
     tiles = [
