@@ -7,6 +7,7 @@ epilogue of a register tile follows its reduction, so the accumulators never lea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -48,7 +49,11 @@ _MIN_PIECE = 4
 _POOL_LANES = {"uint8": 64, "uint32": 16}
 """Words that one vector of the pooling kernel holds at most."""
 _FLOAT_POOL_LANES = 16
+"""Channels that one vector of the pooling kernel of floats holds at most."""
 _UNROLLED_TAPS = 9
+"""Taps of a window of floats up to which they are unrolled."""
+_SPREAD_STEPS = 1 << 15
+"""Innermost steps from which a kernel that is not a product is spread over threads: those of some microseconds."""
 _UNROLLED_CHANNELS = 8
 """Bytes of a pixel up to which packing them is unrolled."""
 
@@ -268,9 +273,21 @@ def schedule(function: tirx.PrimFunc, target: TargetLike) -> tirx.PrimFunc | Non
     if str(kernel) == "float_planes":
         return schedule_float_planes(function, target).with_attr("tirx.is_scheduled", True)
     sch = s_tir.Schedule(function)
+    if getattr(target, "cores", 1) > 1:
+        for block in _blocks(sch).values():
+            _spread_rows(sch, block)
     if str(kernel) in _GLUE:
         _GLUE[str(kernel)](sch, target)
     return _finish(sch)
+
+
+def _spread_rows(sch: s_tir.Schedule, block: Any) -> None:
+    """Spread the images of a batch or the rows of an image, whatever are more, over threads if they are enough work."""
+    extents = {loop: sch.get(loop).extent for loop in sch.get_loops(block)}
+    known = {loop: int(extent) for loop, extent in extents.items() if isinstance(extent, tirx.IntImm)}
+    outermost = [loop for loop in list(extents)[:2] if known.get(loop, 1) > 1]
+    if outermost and math.prod(known.values()) >= _SPREAD_STEPS:
+        sch.parallel(max(outermost, key=known.__getitem__))
 
 
 def _integer(extent: Any) -> Any:
@@ -327,7 +344,7 @@ def _schedule_conv2d(sch: s_tir.Schedule, workload: Conv2dWorkload, knobs: Conv2
     for name in epilogue:
         own = sch.get_loops(blocks[name])[outer:]
         _schedule_epilogue(sch, name, blocks[name], own, workload, knobs)
-    _schedule_prologue(sch, blocks)
+    _schedule_prologue(sch, blocks, knobs.parallel)
 
 
 def _schedule_gather(sch: s_tir.Schedule, gather: Any, row: Any, workload: Conv2dWorkload) -> None:
@@ -460,7 +477,7 @@ def _pack_words(sch: s_tir.Schedule, block: Any, loops: list[Any], one_word: boo
     sch.tensorize(loops[-1] if pack == "x86.movemask.8x8" else loops[-2], pack)
 
 
-def _schedule_prologue(sch: s_tir.Schedule, blocks: dict[str, Any]) -> None:
+def _schedule_prologue(sch: s_tir.Schedule, blocks: dict[str, Any], parallel: bool) -> None:
     """Padding as a zero fill and a copy of rows; sums of one pixel at a time, their box sums along the rows."""
     if "pixel_sum" in blocks:
         sch.compute_at(blocks["plane_sum"], sch.get_loops(blocks["pixel_sum"])[2], preserve_unit_loops=True)
@@ -476,6 +493,8 @@ def _schedule_prologue(sch: s_tir.Schedule, blocks: dict[str, Any]) -> None:
         sch.reorder(kh, kw, x)
         sch.decompose_reduction(blocks["window_sum"], kh)
     if "pad" in blocks:
+        if parallel:
+            _spread_rows(sch, blocks["pad"])
         outermost = sch.get_loops(blocks["pad"])[0]
         if sch.can_decompose_padding(blocks["pad"], outermost):
             sch.decompose_padding(blocks["pad"], outermost)
