@@ -78,7 +78,7 @@ def test_every_byte_at_its_extreme(weight: int, core: Target, reference: SimpleN
 
 
 INSTRUCTIONS = {
-    "raspberry-pi-3-32": (r"vmull\.s8|vmlal\.s8|vpadal\.s16", 2),
+    "raspberry-pi-3-32": (r"vmull\.s8|vmlal\.s8|vpadal\.s16", 1),
     "raspberry-pi-3": (r"smull2?\b|smlal2?\b|sadalp", 4),
     "raspberry-pi-4": (r"smull2?\b|smlal2?\b|sadalp", 4),
     "raspberry-pi-5": (r"sdot.*4b\[", 6),
@@ -99,5 +99,5 @@ def test_every_core_uses_its_instructions(name: str, reference: SimpleNamespace)
     body = max(blocks, key=lambda block: len(re.findall(pattern, block)))
     multiplications = 16 * columns * (1 if workload.dot.form == "signed" else 3)
     assert len(re.findall(pattern, body)) == multiplications
-    # What has to move beside them: a fifth, with the loads of weights and activations.
-    assert len(body.strip().splitlines()) <= 1.25 * multiplications
+    # What has to move beside them: loads of weights, shared by the pixels, and of activations; and their spreading.
+    assert len(body.strip().splitlines()) <= (1.8 if columns == 1 else 1.25) * multiplications

@@ -77,10 +77,11 @@ def most_columns(form: str, registers: int) -> int:
     -------
     columns : int
         A pixel takes four registers for its sums and one for its bytes.  Beside them there are one vector of weights
-        or two; with ``smull`` also four orders of bytes, the spread bytes, and products.
+        or two; with ``smull`` also four orders of bytes, the spread bytes, and products.  LLVM begins so many products
+        at once that 16 registers hold no second pixel.
     """
     if registers == 16:
-        return 2
+        return 1
     return 6 if form == "signed" else 4
 
 

@@ -155,8 +155,10 @@ def _is_signed(workload: Conv2dWorkload) -> bool:
 
 def _fits(workload: Conv2dWorkload, tile: RegisterTile, costs: _Costs) -> bool:
     if workload.dot is not None and _is_signed(workload):
-        # Loads of weights that are under way for two vectors would not leave enough registers.
-        return tile.vectors == 1 and tile.rows * tile.columns <= arm_dot.most_columns(workload.dot.form, 16 if costs.registers == 16 else 32)
+        # A row of pixels is one instruction to a schedule; two, or two vectors, would not share their loads in time.
+        return tile.vectors == tile.rows == 1 and tile.columns <= arm_dot.most_columns(
+            workload.dot.form, 16 if costs.registers == 16 else 32
+        )
     return _registers(workload, tile, costs) <= costs.registers
 
 
