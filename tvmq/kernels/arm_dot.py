@@ -128,8 +128,7 @@ def description(activation: T.handle, weight: T.handle, total: T.handle) -> None
     )
     weights = T.match_buffer(weight, {_weights(steps, paired)}, "int8", offset_factor=1)
     totals = T.match_buffer(
-        total, ({columns}, 1, 1, 1, {LANES}), "int32", offset_factor=1, strides=[one, two, three, four, 1],
-        scope="local",
+        total, ({columns}, 1, 1, 1, {LANES}), "int32", offset_factor=1, strides=[one, two, three, four, 1]
     )
     with T.sblock("root"):
         T.reads({_region("totals", (columns, 1, 1, 1, LANES))}, {_region("pixels", _pixels(columns, stride, steps))},
@@ -186,7 +185,6 @@ def _quads(columns: int, stride: int, steps: int) -> Any:
             "int32",
             offset_factor=1,
             strides=[one, two, three, four, 1],
-            scope="local",
         )
         with T.sblock("root"):
             T.reads(totals[0:columns, 0:1, 0:1, 0:1, 0:16], pixels[0:span, 0:1, 0:length], weights[0:steps, 0:16, 0:4])
@@ -222,7 +220,6 @@ def _paired(name: str, columns: int, stride: int, steps: int) -> Any:
             "int32",
             offset_factor=1,
             strides=[one, two, three, four, 1],
-            scope="local",
         )
         with T.sblock("root"):
             T.reads(

@@ -400,7 +400,6 @@ def _place_signed_products(sch: s_tir.Schedule, block: Any, workload: Conv2dWork
     sch.reorder(kh, kw, chunk, n, row, group, vector, klass, *outside, *inside)
     for loop in (n, row, group, vector, klass):
         sch.unroll(loop)
-    sch.set_scope(block, 0, "local")
     start = sch.decompose_reduction(block, kh)
     *_, first, last = sch.get_loops(start)
     sch.unroll(first)
@@ -442,7 +441,10 @@ def _schedule_epilogue(
     sch: s_tir.Schedule, name: str, block: Any, own: list[Any], workload: Conv2dWorkload, knobs: Conv2dKnobs
 ) -> None:
     """One stage that follows the reduction, on the registers of one tile."""
-    if not name.startswith("store"):
+    # TVM puts what is "local" on the heap, and sums and results of a tile, if "global" and few, on the stack; from there
+    # LLVM takes them into registers.
+    on_stack = workload.dot is not None and workload.dot.form != "mixed"
+    if not name.startswith("store") and not on_stack:
         sch.set_scope(block, 0, "local")
     if name == "word":
         _pack_words(sch, block, own, workload.word_bits == 32, knobs.pack)
