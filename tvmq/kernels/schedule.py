@@ -443,7 +443,8 @@ def _schedule_epilogue(
     """One stage that follows the reduction, on the registers of one tile."""
     # TVM puts what is "local" on the heap, and sums and results of a tile, if "global" and few, on the stack; from there
     # LLVM takes them into registers.
-    on_stack = workload.dot is not None and workload.dot.form != "mixed"
+    signed = workload.dot is not None and workload.dot.form != "mixed"
+    on_stack = signed and name not in ("mask", "word")  # the instructions that pack want those local
     if not name.startswith("store") and not on_stack:
         sch.set_scope(block, 0, "local")
     if name == "word":
