@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 import tvm
 
-from tvmq.kernels import arm_dot
 from tvmq.kernels.conv2d import conv2d
 from tvmq.kernels.packing import pack_weight_bytes
-from tvmq.kernels.schedule import Conv2dKnobs, apply_knobs, default_knobs
-from tvmq.kernels.workload import Affine, Conv2dWorkload, Dot, Float, Integer, Thresholds, dot_form
+from tvmq.kernels.schedule import apply_knobs, default_knobs
+from tvmq.kernels.workload import Affine, Conv2dWorkload, Float, Integer, Thresholds
 from tvmq.runtime.toolchain import cached_runner
 from tvmq.target import Target, get_target
 

@@ -9,10 +9,10 @@ Four bytes of a pixel, the same for all channels, times four bytes of each chann
 A step of ``sdot`` reads the four bytes of four channels as one vector, and a pixel's as a lane of another.  ``smull``
 multiplies the lower halves of two vectors and ``smlal2`` the upper ones, lane by lane, and ``sadalp`` adds neighbouring
 lanes.  So that it leaves one sum per channel, a step's weights are ordered ``c0k0 c0k1 c1k0 c1k1 c2k0 c2k1 c3k0 c3k1``
-and the same of k2 and k3, and a pixel's bytes are spread to ``k0 k1`` four times and ``k2 k3`` four times.  Lane h of 16
-bits then sums two products, of k0 and k2 or of k1 and k3.  Activations are at most 128 in magnitude, so two products
-fit where the two weights' magnitudes add up to at most 255: always, unless both are -128 and a product is ``128 * 128``
-twice, which exceeds 2^15 - 1 by one.  With activations of a bits the bound is ``(2^a - 1)`` times the weights'.
+and the same of k2 and k3, and a pixel's bytes are spread to ``k0 k1`` four times and ``k2 k3`` four times.  A lane of
+16 bits then sums two products, of k0 and k2 or of k1 and k3.  Activations are at most 128 in magnitude, so the two fit
+where the weights' magnitudes add up to at most 255: always, unless both weights are -128 and the sum ``2 * 128 * 128``
+exceeds 2^15 - 1 by one.  Activations of a < 8 bits are at most 2^a - 1.
 
 One instruction here is a whole tile, since the order of its parts decides what must be in registers: of a load of 16
 bytes per pixel the steps follow each other, so that weights are read one vector after the other and used at once.

@@ -362,7 +362,8 @@ class _Builder:
                 place = start + chunk * length + step
                 activation = tirx.reinterpret("int8", self.image[n, row, column, 0, place * BYTES_PER_STEP + byte])
                 position = (lane // 4, byte // 2, lane % 4, byte % 2) if dot.form == "pairs" else (lane, byte)
-                factor = weight[(group * self.vectors + vector, kh, kw, 0, place, *position)]
+                index = (group * self.vectors + vector, kh, kw, 0, place, *position)
+                factor = weight[index]
                 return te.sum(activation.astype("int32") * factor.astype("int32"), axis=[kh, kw, chunk, step, byte])
 
             return te.compute(self.accumulator_shape(), total, name=name)
