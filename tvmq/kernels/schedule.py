@@ -441,8 +441,8 @@ def _schedule_epilogue(
     sch: s_tir.Schedule, name: str, block: Any, own: list[Any], workload: Conv2dWorkload, knobs: Conv2dKnobs
 ) -> None:
     """One stage that follows the reduction, on the registers of one tile."""
-    # TVM puts what is "local" on the heap, but the few "global" sums and results of a tile on the stack.  LLVM lifts them
-    # into registers from there.
+    # TVM puts what is "local" on the heap, but few "global" sums and results of a tile on the stack.  From there LLVM
+    # lifts them into registers.
     signed = workload.dot is not None and workload.dot.form != "mixed"
     on_stack = signed and name not in ("mask", "word")  # the instructions that pack want those local
     if not name.startswith("store") and not on_stack:

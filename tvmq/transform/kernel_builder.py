@@ -257,7 +257,7 @@ class KernelBuilder:
     ) -> tuple[Conv2dWorkload, list[np.ndarray]]:
         """The same kernel with lines in place of many thresholds, where those are exact."""
         epilogue = workload.thresholds
-        lines = level_lines(constants[0], *self.range(workload)) if self.target.arch == "x86_64" else None
+        lines = level_lines(constants[0], *self.range(workload)) if self.target.arch != "armv7l" else None
         if lines is None or epilogue is None:
             return workload, constants
         epilogue = dataclasses.replace(epilogue, arithmetic=lines.arithmetic)
