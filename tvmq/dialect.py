@@ -39,7 +39,7 @@ from tvmq.bitplanes import BasisTerms, Encoding, window_classes
 from tvmq.kernels.float_workload import FloatWorkload, unpack_weights
 from tvmq.kernels.packing import pack_activations, pack_bytes, unpack_activations
 from tvmq.kernels.sequential import sequential_product, sequential_windows
-from tvmq.kernels.workload import Conv2dWorkload, Integer, Thresholds, padded_bytes
+from tvmq.kernels.workload import BYTES_PER_STEP, Conv2dWorkload, Integer, Thresholds, padded_bytes
 
 __all__ = [
     "REFERENCES",
@@ -1168,6 +1168,10 @@ def _byte_sums(workload: Conv2dWorkload, data: np.ndarray, weight: np.ndarray, a
     windows = _windows(data[:, :, :, 0].transpose(0, 3, 1, 2), workload.kernel, attrs)
     batch, _, rows, width = windows.shape[:4]
     matrix = windows.transpose(0, 2, 3, 4, 5, 1).reshape(batch * rows * width, -1).astype(np.float64)
+    assert workload.dot is not None
+    matrix -= workload.dot.shift
+    if workload.dot.form == "pairs":
+        weight = weight.swapaxes(-3, -2).reshape(*weight.shape[:5], workload.lanes, BYTES_PER_STEP)
     # (Ob, KH, KW, 1, steps, L, 4) to (KH, KW, steps, 4, Ob, L), the order of a window's bytes.
     factors = weight[:, :, :, 0].transpose(1, 2, 3, 5, 0, 4).reshape(-1, workload.out_channels_padded)
     return (matrix @ factors[: matrix.shape[1]].astype(np.float64)).astype(np.int64).reshape(batch, rows, width, -1)

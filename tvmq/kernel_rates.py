@@ -31,7 +31,7 @@ from tvmq.kernels.float_planes import float_planes
 from tvmq.kernels.float_products import float_product
 from tvmq.kernels.float_workload import FloatWorkload, vector_unit
 from tvmq.kernels.schedule import schedule
-from tvmq.kernels.workload import Conv2dWorkload, Dot, Table, Thresholds
+from tvmq.kernels.workload import Conv2dWorkload, Dot, Table, Thresholds, dot_form
 from tvmq.target import HOST, TABLE_KINDS, Target, load_target
 
 __all__ = ["KernelRate", "calibrated", "check_destination", "kernel_rates", "write_target"]
@@ -103,7 +103,8 @@ def _int8(core: Target) -> Iterator[_Case]:
     """The same convolutions of bytes, where the core has an instruction for them."""
     if core.dot is None:
         return
-    operands = Dot(activation_bits=8, weight_bits=8, pair_bound=2 * 255 * 127)
+    operands = Dot(activation_bits=8, weight_bits=8, pair_bound=0, form=dot_form(core.dot))
+    operands = dataclasses.replace(operands, pair_bound=2 * operands.magnitude * 127)
     for case in _binary(core):
         binary = Conv2dWorkload.from_json(str(case.function.attrs[WORKLOAD_ATTRIBUTE]))
         workload = dataclasses.replace(binary, combine="dot", class_multiplier=(1,), lanes=core.dot_lanes, dot=operands)

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 __all__ = ["Target", "data_folder", "get_target", "host_target", "list_targets", "load_target"]
 
 ARCHITECTURES = ("x86_64", "aarch64", "armv7l")
-DOTS = (None, "vpdpbusd", "vpmaddubsw")
+DOTS = {"vpdpbusd": ("x86_64",), "vpmaddubsw": ("x86_64",), "sdot": ("aarch64",), "smull": ("aarch64", "armv7l")}
+"""Instructions for products of bytes, and the architectures that have them."""
+ARM_DOT_LANES = 16
+"""Output channels that a dot product of ARM computes at once: four vectors."""
 POPCOUNTS = ("vpopcntdq", "pshufb", "cnt", "vcnt")
 KERNEL_KINDS = ("binary", "int8", "float32")
 TABLE_KINDS = ("table1", "table2", "table3", "table4")
@@ -63,7 +66,7 @@ class Target:
         ``"table2"`` is 1 bit times 2 bits by lookups in tables, where the core has such a kernel).
     dot : str or None
         The instruction that multiplies bytes and adds four products to 32 bits: ``"vpdpbusd"``, ``"vpmaddubsw"`` (with
-        others), or none that kernels know; then all products are of bit planes.
+        others), ``"sdot"``, ``"smull"`` (with others), or none that kernels know; then all products are of bit planes.
     features : tuple of str
         LLVM features beyond those of ``mcpu``, such as ``"+neon"``.
     float_abi : str or None
@@ -110,7 +113,7 @@ class Target:
         self._one_of("kind", ("cpu",))
         self._one_of("arch", ARCHITECTURES)
         self._one_of("popcount", POPCOUNTS)
-        self._one_of("dot", DOTS)
+        self._one_of("dot", (None, *(name for name, places in DOTS.items() if self.arch in places)))
         self._one_of("word_bits", (8, 32))
         self._one_of("lanes", (16, 32, 64))
         self._one_of("float_abi", (None, "hard", "soft"))
@@ -130,8 +133,8 @@ class Target:
 
     @property
     def dot_lanes(self) -> int:
-        """Integers of 32 bits in one vector register."""
-        return self.word_bits * self.lanes // 32
+        """Output channels whose sums, integers of 32 bits, a dot product adds to at once."""
+        return self.word_bits * self.lanes // 32 if self.arch == "x86_64" else ARM_DOT_LANES
 
     def _one_of(self, name: str, allowed: tuple[Any, ...]) -> None:
         value = getattr(self, name)

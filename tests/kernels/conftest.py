@@ -19,7 +19,7 @@ from tvmq.dialect import fused_multiply_add, line_index
 from tvmq.kernels.conv2d import conv2d
 from tvmq.kernels.packing import pack_activations, pack_bytes, pack_weight_bytes, pack_weights
 from tvmq.kernels.schedule import Conv2dKnobs, apply_knobs, schedule
-from tvmq.kernels.workload import Conv2dWorkload, Dot, Integer, Table, Thresholds
+from tvmq.kernels.workload import Conv2dWorkload, Dot, Integer, Table, Thresholds, dot_form
 from tvmq.runtime.emulator import run_emulated
 from tvmq.runtime.toolchain import cached_runner, export_library
 from tvmq.target import Target, get_target
@@ -115,7 +115,7 @@ def make_workload(family: Family, **fields: Any) -> Conv2dWorkload:
 
 def make_dot(family: Family, pair_bound: int = 65280, gathered: bool = False, **fields: Any) -> Conv2dWorkload:
     """The same of bytes."""
-    dot = Dot(8, 8, pair_bound, gathered)
+    dot = Dot(8, 8, pair_bound, gathered, dot_form(family.dot))
     return make_workload(family, combine="dot", class_multiplier=(1,), lanes=family.dot_lanes, dot=dot, **fields)
 
 
@@ -174,6 +174,9 @@ def convolve(workload: Conv2dWorkload, image: np.ndarray, weights: np.ndarray) -
     counts = pair_counts(workload, image, weights)
     factors = np.array(workload.class_multiplier)[np.array(workload.plane_class)]
     result = np.einsum("ij,ij...->...", factors, counts)
+    if workload.dot is not None:  # signed products take this off every byte, and the padding's too
+        sums = weights[0].sum(axis=(1, 2, 3), dtype=np.int64)
+        result = result - workload.class_multiplier[0] * workload.dot.shift * sums
     activations = windows(image, workload).sum((4, 5, 6), dtype=np.int64)
     return result + np.einsum("i,i...->...", np.array(workload.activation_multiplier), activations)[..., None]
 
@@ -324,12 +327,13 @@ def scheduled(function: tirx.PrimFunc, family: Family) -> tirx.PrimFunc:
 
 def _bytes(image: tuple, weight: tuple, dot: Dot, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Activations and weights whose products in pairs stay below the bound, the largest ones among them."""
-    most = min(128, dot.pair_bound // (2 * 255))
+    most = min(128, dot.pair_bound // (2 * dot.magnitude))
+    largest = 2**dot.activation_bits - 1
     weights = random.integers(-most, min(most, 127) + 1, weight)
     extreme = random.random(weight) < 0.3
     weights[extreme] = random.choice([-most, min(most, 127)], weight)[extreme]
-    codes = random.integers(0, 256, image, dtype=np.uint8)
-    codes[random.random(image) < 0.3] = 255
+    codes = random.integers(0, largest + 1, image, dtype=np.uint8)
+    codes[random.random(image) < 0.3] = largest
     return codes, weights
 
 
@@ -363,7 +367,7 @@ def conv2d_case(
     else:
         image, weights = _bytes(image_shape, shape, workload.dot, random)
         padded, gathered = workload.out_channels_padded, workload.dot.gathered
-        units = pack_weight_bytes(weights[0], workload.lanes, padded, gathered)
+        units = pack_weight_bytes(weights[0], workload.lanes, padded, gathered, workload.dot.form)
         packed = [pack_bytes(image[0], workload.in_words), units]
     constants, expected = _constants(workload, image, weights, random, nan, magnitude)
     symbols = (tirx.Var("n", "int64") if symbolic else batch, None if width is None else tirx.Var("w", "int64"))

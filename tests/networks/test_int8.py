@@ -63,3 +63,14 @@ def test_networks_of_bytes(name, monkeypatch):
         return
     expected = 1 if name == "eight-bit input" else len(kernels)
     assert [kernel == f"int8 {dot}" for kernel in kernels] == [True] * expected + [False] * (len(kernels) - expected)
+
+
+@pytest.mark.filterwarnings("ignore:layer .* fewer bits would be faster")
+@pytest.mark.parametrize("target", ["raspberry-pi-4", "raspberry-pi-5"])
+def test_networks_of_bytes_under_emulation(target):
+    torch.manual_seed(0)
+    x = torch.rand(1, 3, 28, 28)
+    model = tvmq.load(Network(*NETWORKS["signed"]).eval(), (x,))
+    bundle = tvmq.compile(model, target, check_inputs=[x.numpy()])
+    np.testing.assert_array_equal(bundle.run_emulated(target, x.numpy())[0], model.run(x.numpy())[0])
+    assert {row["kernel"] for row in bundle.layers(target)} == {f"int8 {get_target(target).dot}"}

@@ -30,25 +30,26 @@ def product(x: Encoding, w: Encoding, channels: int = 64, kernel: int = 3, sampl
 
 
 @pytest.mark.parametrize(
-    ("x", "w", "bytes_"),
+    ("x", "w", "wide", "arm"),
     [
-        (UNSIGNED(8), SIGNED(8), True),
-        (UNSIGNED(8), Encoding.binary(), True),
-        (UNSIGNED(4), SIGNED(4), True),
-        (SIGNED(8), SIGNED(8), True),
-        (Encoding.equispaced(4), Encoding.equispaced(4), True),
-        (UNSIGNED(2), Encoding.ternary(), False),
-        (Encoding.binary(), Encoding.binary(), False),
-        (UNSIGNED(1), UNSIGNED(5), False),
-        (UNSIGNED(1), UNSIGNED(6), True),
-        (Encoding(np.array([1, -1])), SIGNED(8), False),  # ternary activations are no range of bytes
-        (UNSIGNED(8), Encoding.equispaced(8), False),  # its weights are odd numbers up to 255
-        (UNSIGNED(8), UNSIGNED(8), False),  # and these are unsigned
+        (UNSIGNED(8), SIGNED(8), True, True),
+        (UNSIGNED(8), Encoding.binary(), True, False),
+        (UNSIGNED(4), SIGNED(4), True, True),
+        (SIGNED(8), SIGNED(8), True, True),
+        (Encoding.equispaced(4), Encoding.equispaced(4), True, True),
+        (UNSIGNED(2), Encoding.ternary(), False, False),
+        (Encoding.binary(), Encoding.binary(), False, False),
+        (UNSIGNED(1), UNSIGNED(5), False, False),
+        (UNSIGNED(1), UNSIGNED(6), True, False),
+        (Encoding(np.array([1, -1])), SIGNED(8), False, False),  # ternary activations are no range of bytes
+        (UNSIGNED(8), Encoding.equispaced(8), False, False),  # its weights are odd numbers up to 255
+        (UNSIGNED(8), UNSIGNED(8), False, False),  # and these are unsigned
     ],
 )
-def test_bytes_where_bit_planes_do_not_pay(x, w, bytes_):
-    assert (byte_form(product(x, w), WIDE) is not None) == bytes_
-    assert byte_form(product(x, w), ARM) is None
+def test_bytes_where_bit_planes_do_not_pay(x, w, wide, arm):
+    assert (byte_form(product(x, w), WIDE) is not None) == wide
+    assert (byte_form(product(x, w), ARM) is not None) == arm
+    assert byte_form(product(x, w), dataclasses.replace(ARM, dot=None)) is None
 
 
 def test_padding_channels_count():

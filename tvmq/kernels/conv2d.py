@@ -8,6 +8,7 @@ The function is described as tensor expressions; `tvmq.kernels.schedule` turns i
 * ``plane_sum``, ``pixel_sum``, ``window_sum``: popcounts of the activations alone, shared by all output channels;
 * ``partial``: for byte words, sums of popcounts or of looked up numbers that still fit in a byte;
 * ``accumulate``: one integer per plane class, or one sum of products of bytes, the anchor of every schedule;
+* ``rest``: for signed products of bytes, the sum over the last few bytes, which are no whole vector;
 * ``addend``: one tile of the shortcut, where padded channels must not be read;
 * ``number``: the result as a number, unless thresholds follow at once;
 * ``code``, ``mask``, ``word``: thresholds, bits of the code, and the packed word; or ``byte``: the code as a byte;
@@ -29,7 +30,7 @@ from tvm import te, tirx
 from tvmq.kernels.tables import accumulated_lookups, make_tables
 from tvmq.kernels.tiling import register_tile
 from tvmq.kernels.words import pack_masks
-from tvmq.kernels.workload import BYTES_PER_STEP, MAX_BYTE_STEPS, Conv2dWorkload, Float, Thresholds
+from tvmq.kernels.workload import BYTES_PER_STEP, MAX_BYTE_STEPS, STEPS_PER_LOAD, Conv2dWorkload, Float, Thresholds
 
 __all__ = ["KERNEL_ATTRIBUTE", "MOST_CONDITIONS", "WORKLOAD_ATTRIBUTE", "as_kernel", "conv2d", "tiled_width"]
 
@@ -126,6 +127,7 @@ class _Builder:
         self.padded_height = (workload.out_height - 1) * strides[0] + dilation[0] * (kernel[0] - 1) + 1
         self.padded_width = (self.tiled_width - 1) * strides[1] + span
         self.parameters: list[te.Tensor] = []
+        self.rest: te.Tensor | None = None
 
     def build(self) -> tirx.PrimFunc:
         outputs = self.outputs(self.accumulate(self.padded(self.data()), self.weight()))
@@ -152,7 +154,9 @@ class _Builder:
         whole_tiles = isinstance(self.out_width, int) and self.out_width == self.tiled_width
         # Tables are made of as many channels as words of weights hold bits.
         words = workload.in_words if workload.table is None else workload.weight_words * workload.word_bits
-        if not any(workload.padding) and whole_tiles and words == workload.in_words:
+        # Activations of 8 bits change their sign bit on the way; where they are products, so does the padding.
+        shift = workload.dot.shift if workload.dot is not None else 0
+        if not any(workload.padding) and whole_tiles and words == workload.in_words and not shift:
             self.image = self.gathered(data)
             return self.image
         shape = (self.batch, self.padded_height, self.padded_width, workload.activation_planes, words)
@@ -162,7 +166,9 @@ class _Builder:
             if words != workload.in_words:
                 inside = tirx.all(inside, w < workload.in_words)
             value = data[n, y - top, x - left, p, w]
-            return tirx.if_then_else(inside, value, tirx.const(0, workload.data_dtype))
+            if shift:
+                value = value ^ tirx.const(shift, workload.data_dtype)
+            return tirx.if_then_else(inside, value, tirx.const(shift, workload.data_dtype))
 
         self.image = self.gathered(te.compute(shape, word, name="pad"))
         return self.image
@@ -326,6 +332,8 @@ class _Builder:
 
     def accumulate_products(self, weight: te.Tensor) -> te.Tensor:
         """Sums of products of bytes, four at a time, which is what the instructions add to a lane."""
+        if self.workload.dot is not None and self.workload.dot.form != "mixed":
+            return self.accumulate_signed(weight)
         _, kernel_h, kernel_w, _, steps, _, _ = self.workload.weight_shape()
         kh, kw = te.reduce_axis((0, kernel_h), "kh"), te.reduce_axis((0, kernel_w), "kw")
         gathered = self.workload.dot is not None and self.workload.dot.gathered
@@ -338,6 +346,34 @@ class _Builder:
             return te.sum(activation.astype("int32") * factor.astype("int32"), axis=[kh, kw, step, byte])
 
         return te.compute(self.accumulator_shape(), total, name="accumulate")
+
+    def accumulate_signed(self, weight: te.Tensor) -> te.Tensor:
+        """The same of two signed operands, whole vectors of activations first."""
+        dot = self.workload.dot
+        assert dot is not None
+        _, *kernel, _, steps = self.workload.weight_shape()[:5]
+
+        def sums(name: str, start: int, chunks: int, length: int) -> te.Tensor:
+            extents = {"kh": kernel[0], "kw": kernel[1], "chunk": chunks, "step": length, "byte": BYTES_PER_STEP}
+            kh, kw, chunk, step, byte = (te.reduce_axis((0, size), axis) for axis, size in extents.items())
+
+            def total(n: Any, y: Any, x: Any, group: Any, vector: Any, _klass: Any, lane: Any) -> Any:
+                row, column = (y, x) if dot.gathered else self.window(y, x, kh, kw)
+                place = start + chunk * length + step
+                activation = tirx.reinterpret("int8", self.image[n, row, column, 0, place * BYTES_PER_STEP + byte])
+                position = (lane // 4, byte // 2, lane % 4, byte % 2) if dot.form == "pairs" else (lane, byte)
+                index = (group * self.vectors + vector, kh, kw, 0, place, *position)
+                factor = weight[index]
+                return te.sum(activation.astype("int32") * factor.astype("int32"), axis=[kh, kw, chunk, step, byte])
+
+            return te.compute(self.accumulator_shape(), total, name=name)
+
+        whole, left = divmod(steps, STEPS_PER_LOAD)
+        if not whole:
+            return sums("accumulate", 0, steps, 1)
+        if left:
+            self.rest = sums("rest", whole * STEPS_PER_LOAD, left, 1)
+        return sums("accumulate", 0, whole, STEPS_PER_LOAD)
 
     def outputs(self, accumulators: te.Tensor) -> list[te.Tensor]:
         """The epilogue."""
@@ -363,10 +399,12 @@ class _Builder:
     def value(self, accumulators: te.Tensor, sums: te.Tensor | None, indices: tuple) -> Any:
         """The integer result without its constant."""
         *front, lane = indices
-        terms = [
-            accumulators(*front, klass, lane).astype("int32") * multiplier
-            for klass, multiplier in enumerate(self.workload.class_multiplier)
-        ]
+
+        def total(klass: int) -> Any:
+            result = accumulators(*front, klass, lane).astype("int32")
+            return result if self.rest is None else result + self.rest(*front, klass, lane)
+
+        terms = [total(klass) * multiplier for klass, multiplier in enumerate(self.workload.class_multiplier)]
         if sums is not None:
             terms.append(sums(*indices[:3]))
         return functools.reduce(operator.add, terms)

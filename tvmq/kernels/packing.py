@@ -111,7 +111,9 @@ def pack_activations(planes: npt.NDArray[Any], word_bits: int) -> npt.NDArray[An
     return _pack_last_axis(np.asarray(planes).transpose(1, 3, 4, 0, 2), word_bits)
 
 
-def pack_weight_bytes(units: npt.NDArray[Any], lanes: int, padded: int, gathered: bool) -> npt.NDArray[np.int8]:
+def pack_weight_bytes(
+    units: npt.NDArray[Any], lanes: int, padded: int, gathered: bool, form: str = "mixed"
+) -> npt.NDArray[np.int8]:
     """Pack weights in the order in which a convolution of bytes reads them.
 
     Parameters
@@ -124,10 +126,12 @@ def pack_weight_bytes(units: npt.NDArray[Any], lanes: int, padded: int, gathered
         Output channels that the kernel computes: at least O, whole vectors.
     gathered : bool
         Whether the taps of a window are one run of bytes.
+    form : {"mixed", "signed", "pairs"}
+        See :class:`tvmq.kernels.workload.Dot`.
 
     Returns
     -------
-    packed : ndarray of int8 [Ob, KH, KW, 1, steps, L, 4]
+    packed : ndarray of int8 [Ob, KH, KW, 1, steps, L, 4], or [Ob, KH, KW, 1, steps, L / 4, 2, 4, 2] for "pairs"
         The channels beyond O and the bytes beyond C are zero; one row and one column if gathered.
 
     Raises
@@ -143,7 +147,10 @@ def pack_weight_bytes(units: npt.NDArray[Any], lanes: int, padded: int, gathered
     surplus = ((0, padded - channels), (0, 0), (0, 0), (0, padded_bytes(length) - length))
     octets = np.pad(units, surplus).astype(np.int8)
     blocks = octets.reshape(-1, lanes, height, width, 1, padded_bytes(length) // BYTES_PER_STEP, BYTES_PER_STEP)
-    return np.ascontiguousarray(blocks.transpose(0, 2, 3, 4, 5, 1, 6))
+    packed = np.ascontiguousarray(blocks.transpose(0, 2, 3, 4, 5, 1, 6))
+    if form != "pairs":
+        return packed
+    return np.ascontiguousarray(packed.reshape(*packed.shape[:5], lanes // 4, 4, 2, 2).swapaxes(-3, -2))
 
 
 def pack_bytes(codes: npt.NDArray[np.uint8], length: int) -> npt.NDArray[np.uint8]:

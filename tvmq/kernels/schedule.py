@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from tvm import s_tir, tirx
 
-from tvmq.kernels import arm, x86
+from tvmq.kernels import arm, arm_dot, x86
 from tvmq.kernels.conv2d import (
     KERNEL_ATTRIBUTE,
     MOST_CONDITIONS,
@@ -83,7 +83,7 @@ class TargetLike(Protocol):
 
     @property
     def dot(self) -> str | None:
-        """The instruction for products of bytes: "vpdpbusd", "vpmaddubsw", or none."""
+        """The instruction for products of bytes: "vpdpbusd", "vpmaddubsw", "sdot", "smull", or none."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Conv2dKnobs:
             raise ValueError(f"tiles must be positive: {self}")
         if self.pack not in ("scalar", *x86.PACKS, *arm.PACKS):
             raise ValueError(f"unknown pack {self.pack!r}")
-        if self.dot not in ("scalar", *x86.DOTS):
+        if self.dot not in ("scalar", *x86.DOTS, *arm_dot.DOTS):
             raise ValueError(f"unknown dot product {self.dot!r}")
 
 
@@ -205,6 +205,8 @@ def _unrolled_words(workload: Conv2dWorkload, tile: RegisterTile) -> int:
 def _dot(workload: Conv2dWorkload, target: TargetLike) -> str:
     if workload.dot is None or target.dot is None:
         return "scalar"
+    if workload.dot.form != "mixed":
+        return arm_dot.dot(target.dot, workload.dot.pair_bound, target.arch)
     return x86.dot(target.dot, workload.lanes, workload.dot.pair_bound)
 
 
@@ -331,13 +333,17 @@ def _schedule_conv2d(sch: s_tir.Schedule, workload: Conv2dWorkload, knobs: Conv2
         row_outer = sch.fuse(*tasks)
         sch.parallel(row_outer)
         outer -= len(tasks) - 1
-    sch.compute_at(blocks["accumulate"], pixel_outer, preserve_unit_loops=True)
+    for name in ("accumulate", "rest"):
+        if name in blocks:
+            sch.compute_at(blocks[name], pixel_outer, preserve_unit_loops=True)
     if "gather" in blocks:
         _schedule_gather(sch, blocks["gather"], row_outer, workload)
     if "table" in blocks:
         place_lookups(sch, blocks, n if one_band else row_outer, pixel_outer, workload, one_band and knobs.parallel)
     else:
         _place_reduction(sch, blocks, workload, knobs)
+        if "rest" in blocks:
+            _place_products(sch, blocks["rest"], workload, knobs)
     for name in epilogue[1:]:
         place = sch.compute_at if name == "addend" else sch.reverse_compute_at
         place(blocks[name], pixel_outer, preserve_unit_loops=True)
@@ -368,7 +374,7 @@ def _place_reduction(sch: s_tir.Schedule, blocks: dict[str, Any], workload: Conv
     """The accumulators of one register tile; sums of bytes inside the sum that widens them."""
     accumulate = blocks["accumulate"]
     if workload.dot is not None:
-        _place_products(sch, accumulate, knobs)
+        _place_products(sch, accumulate, workload, knobs)
         return
     reduction = _register_tile(sch, accumulate)
     if "partial" not in blocks:
@@ -383,8 +389,11 @@ def _place_reduction(sch: s_tir.Schedule, blocks: dict[str, Any], workload: Conv
     sch.decompose_reduction(accumulate, reduction[0])
 
 
-def _place_products(sch: s_tir.Schedule, accumulate: Any, knobs: Conv2dKnobs) -> None:
+def _place_products(sch: s_tir.Schedule, accumulate: Any, workload: Conv2dWorkload, knobs: Conv2dKnobs) -> None:
     """The same for products of bytes: lanes and the bytes of a step are one instruction."""
+    if knobs.dot in arm_dot.DOTS:
+        _place_signed_products(sch, accumulate, workload, knobs)
+        return
     *spatial, lane, kh, kw, step, byte = sch.get_loops(accumulate)[-11:]
     sch.reorder(kh, kw, step, *spatial, lane, byte)
     for loop in spatial:
@@ -397,6 +406,24 @@ def _place_products(sch: s_tir.Schedule, accumulate: Any, knobs: Conv2dKnobs) ->
         return
     x86.register(knobs.dot)
     sch.tensorize(lane, knobs.dot)
+
+
+def _place_signed_products(sch: s_tir.Schedule, block: Any, workload: Conv2dWorkload, knobs: Conv2dKnobs) -> None:
+    """Signed ones: the columns of a tile, its lanes, and the steps that are loaded at once are one instruction."""
+    n, row, column, group, vector, klass, lane, kh, kw, chunk, step, byte = sch.get_loops(block)[-12:]
+    steps, columns = int(sch.get(step).extent), knobs.pixel_tile
+    outside = [loop for loop, extent in ((step, steps), (column, columns)) if extent == 1]
+    inside = [loop for loop in (column, lane, step, byte) if loop not in outside]
+    sch.reorder(kh, kw, chunk, n, row, group, vector, klass, *outside, *inside)
+    for loop in (n, row, group, vector, klass):
+        sch.unroll(loop)
+    start = sch.decompose_reduction(block, kh)
+    *_, first, last = sch.get_loops(start)
+    sch.unroll(first)
+    sch.vectorize(last)
+    assert workload.dot is not None
+    stride = 1 if workload.dot.gathered else workload.strides[1]
+    sch.tensorize(inside[0], arm_dot.register(knobs.dot, columns, stride, steps))
 
 
 def _register_tile(sch: s_tir.Schedule, block: Any) -> list[Any]:
@@ -431,7 +458,11 @@ def _schedule_epilogue(
     sch: s_tir.Schedule, name: str, block: Any, own: list[Any], workload: Conv2dWorkload, knobs: Conv2dKnobs
 ) -> None:
     """One stage that follows the reduction, on the registers of one tile."""
-    if not name.startswith("store"):
+    # TVM puts what is "local" on the heap, but few "global" sums and results of a tile on the stack.  From there LLVM
+    # lifts them into registers.
+    signed = workload.dot is not None and workload.dot.form != "mixed"
+    on_stack = signed and name not in ("mask", "word")  # the instructions that pack want those local
+    if not name.startswith("store") and not on_stack:
         sch.set_scope(block, 0, "local")
     if name == "word":
         _pack_words(sch, block, own, workload.word_bits == 32, knobs.pack)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from tvmq.kernels import arm_dot
 from tvmq.kernels.workload import Conv2dWorkload
 
 __all__ = ["RegisterTile", "fits_registers", "register_tile"]
@@ -61,6 +62,10 @@ cache lines."""
 
 def _costs(workload: Conv2dWorkload, registers: int | None) -> _Costs:
     """Registers and instruction counts, which follow from the lanes: 16 words of 32 bits, or 16, 32, 64 bytes."""
+    if _is_signed(workload):
+        # Four vectors of sums, of weights, and for a whole chunk a load of activations; `smull` has to spread those.
+        updates = 4 if workload.dot is not None and workload.dot.form == "signed" else 12
+        return _Costs(registers or 32, 0, update=updates, broadcast=0.25 if updates == 4 else 1.25, load=2)
     if workload.dot is not None and workload.word_bits == 32:
         # A dot product instruction; loads and broadcasts run beside it.
         return _Costs(32, 0, update=1, broadcast=0.1, load=0.1)
@@ -144,7 +149,16 @@ def _candidates(workload: Conv2dWorkload, out_width: Any, divides: Any) -> Itera
                     yield RegisterTile(rows, columns, factor * group)
 
 
+def _is_signed(workload: Conv2dWorkload) -> bool:
+    return workload.dot is not None and workload.dot.form != "mixed"
+
+
 def _fits(workload: Conv2dWorkload, tile: RegisterTile, costs: _Costs) -> bool:
+    if workload.dot is not None and _is_signed(workload):
+        # A row of pixels is one instruction to a schedule; two, or two vectors, would not share their loads in time.
+        return tile.vectors == tile.rows == 1 and tile.columns <= arm_dot.most_columns(
+            workload.dot.form, 16 if costs.registers == 16 else 32
+        )
     return _registers(workload, tile, costs) <= costs.registers
 
 

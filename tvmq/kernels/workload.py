@@ -23,6 +23,7 @@ __all__ = [
     "Integer",
     "Table",
     "Thresholds",
+    "dot_form",
     "padded_bytes",
 ]
 
@@ -30,6 +31,10 @@ MAX_BYTE_STEPS = 31
 """Popcounts of bytes (each at most 8) that a ``uint8`` sum can hold: 31 * 8 = 248."""
 BYTES_PER_STEP = 4
 """Products of bytes that one dot product instruction adds to each lane."""
+STEPS_PER_LOAD = 4
+"""Such steps that a signed product reads at once: 16 bytes, a vector register of ARM."""
+SIGN_BIT = 128
+"""What an activation of 8 bits is lowered by where both operands of a product are signed."""
 TABLE_LANES = 32
 """Output channels of a vector whose bits are looked up at once."""
 MAX_TABLE_BITS = 4
@@ -145,17 +150,23 @@ class Dot:
     activation_bits, weight_bits : int
         Bits that the two operands have in the network; here both take a byte.
     pair_bound : int
-        The largest magnitude of the sum of two neighbouring products; instructions that add those in 16 bits need to
-        know.
+        The largest magnitude of the sum of two products that an instruction adds in 16 bits: neighbouring ones, or in
+        the form "pairs" those of bytes 0 and 2, and 1 and 3, of a step.
     gathered : bool
         Whether the kernel copies each window to one run of bytes first.  Pixels then have no padding channels: words
         are filled across the taps of a window.
+    form : {"mixed", "signed", "pairs"}
+        "mixed" multiplies unsigned activations by signed weights.  "signed" has instructions for two signed operands:
+        an activation B of fewer than 8 bits is the same as a signed byte, and one of 8 bits counts as ``B - 128``,
+        which is its byte with the sign bit turned over; so does the padding.  "pairs" is the same with the four bytes
+        of a step stored two by two, each pair for four channels.
     """
 
     activation_bits: int
     weight_bits: int
     pair_bound: int
     gathered: bool = False
+    form: str = "mixed"
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -164,6 +175,34 @@ class Dot:
             raise ValueError(f"activations have 1 to 8 bits and weights 1 to 16, got {bits}")
         if not 0 <= self.pair_bound <= 2 * 255 * 128:
             raise ValueError(f"two products of bytes are at most {2 * 255 * 128}, got {self.pair_bound}")
+        if self.form not in ("mixed", "signed", "pairs"):
+            raise ValueError(f"products of bytes are 'mixed', 'signed' or 'pairs', not {self.form!r}")
+
+    @property
+    def shift(self) -> int:
+        """What every activation, and the padding, is lowered by before it is multiplied."""
+        return SIGN_BIT if self.form != "mixed" and self.activation_bits == 8 else 0
+
+    @property
+    def magnitude(self) -> int:
+        """The largest magnitude of an activation as it is multiplied."""
+        return SIGN_BIT if self.shift else 2**self.activation_bits - 1
+
+
+def dot_form(instruction: str | None) -> str:
+    """The form of products of bytes that an instruction of a core computes.
+
+    Parameters
+    ----------
+    instruction : str or None
+        The ``dot`` of a target.
+
+    Returns
+    -------
+    form : {"mixed", "signed", "pairs"}
+        See :class:`Dot`.
+    """
+    return {"sdot": "signed", "smull": "pairs"}.get(instruction or "", "mixed")
 
 
 @dataclass(frozen=True)
@@ -500,7 +539,10 @@ class Conv2dWorkload:
         if self.dot is None:
             return (blocks, *self.kernel, self.weight_planes, self.weight_words, self.lanes)
         kernel, length = ((1, 1), self.window_bytes) if self.dot.gathered else (self.kernel, self.in_words)
-        return (blocks, *kernel, 1, length // BYTES_PER_STEP, self.lanes, BYTES_PER_STEP)
+        steps = length // BYTES_PER_STEP
+        if self.dot.form == "pairs":
+            return (blocks, *kernel, 1, steps, self.lanes // 4, 2, 4, 2)
+        return (blocks, *kernel, 1, steps, self.lanes, BYTES_PER_STEP)
 
     def to_json(self) -> str:
         """The workload as text that is stable over runs: sorted keys, no white space."""

@@ -32,7 +32,7 @@ from tvmq.bitplanes import (
 )
 from tvmq.dialect import constant_array, is_call, pair, sides
 from tvmq.kernels.packing import pack_weight_bytes, pack_weights
-from tvmq.kernels.workload import Conv2dWorkload, Dot, Epilogue, Table, Thresholds, padded_bytes
+from tvmq.kernels.workload import Conv2dWorkload, Dot, Epilogue, Table, Thresholds, dot_form, padded_bytes
 from tvmq.target import Target
 from tvmq.transform.fold_epilogues import ALWAYS, NEVER
 from tvmq.transform.kernel_choice import ByteForm
@@ -155,6 +155,9 @@ class KernelBuilder:
         form = self.bytes
         if form is not None:
             self.constant = border_constants(lambda taps: byte_constants(form.terms, self.units, taps), axes)
+            # What the kernel takes off all bytes of a window, those of the padding too, belongs to the constant.
+            shift = 0 if form.tables else self.dot().shift
+            self.constant = self.constant + form.terms.multiplier * shift * self.units.sum(axis=(1, 2, 3))
         elif not self.bases:
             planes = BitPlanes(self.weight, self.w)
             self.constant = border_constants(lambda taps: constant_terms(self.x, planes, taps), axes)
@@ -210,9 +213,10 @@ class KernelBuilder:
         length = channels * height * width if self.gathered else channels
         taps = np.abs(self.units.transpose(0, 2, 3, 1)).reshape(-1, length)
         # Bytes are paired from the first of a tap, or of a gathered window, on.
-        pairs = np.pad(taps, ((0, 0), (0, length % 2))).reshape(len(taps), -1, 2).sum(axis=2)
-        bound = int(pairs.max()) * (2**self.x.planes - 1)
-        return Dot(self.x.planes, self.w.planes, bound, self.gathered)
+        dot = Dot(self.x.planes, self.w.planes, 0, self.gathered, dot_form(self.target.dot))
+        steps = np.pad(taps, ((0, 0), (0, padded_bytes(length) - length))).reshape(len(taps), -1, 2, 2)
+        pairs = steps.sum(axis=2 if dot.form == "pairs" else 3)
+        return dataclasses.replace(dot, pair_bound=int(pairs.max()) * dot.magnitude)
 
     def call(
         self,
@@ -253,7 +257,7 @@ class KernelBuilder:
     ) -> tuple[Conv2dWorkload, list[np.ndarray]]:
         """The same kernel with lines in place of many thresholds, where those are exact."""
         epilogue = workload.thresholds
-        lines = level_lines(constants[0], *self.range(workload)) if self.target.arch == "x86_64" else None
+        lines = level_lines(constants[0], *self.range(workload)) if self.target.arch != "armv7l" else None
         if lines is None or epilogue is None:
             return workload, constants
         epilogue = dataclasses.replace(epilogue, arithmetic=lines.arithmetic)
@@ -267,9 +271,11 @@ class KernelBuilder:
             sides = [most * factors.clip(*side).sum(axis=(1, 2, 3)) for side in ((None, 0), (0, None))]
             return int(sides[0].min()), int(sides[1].max())
         if self.bytes is not None:
+            shift = workload.dot.shift if workload.dot is not None else 0
             factor = workload.class_multiplier[0] * (2**self.x.planes - 1)
             sums = (factor * self.units.clip(*side).sum(axis=(1, 2, 3)) for side in ((None, 0), (0, None)))
-            ends = np.concatenate(list(sums))
+            lowered = workload.class_multiplier[0] * shift * self.units.sum(axis=(1, 2, 3))
+            ends = np.concatenate([total - lowered for total in sums])
             return int(ends.min()), int(ends.max())
         multipliers = [workload.class_multiplier[index] for row in workload.plane_class for index in row]
         multipliers += workload.activation_multiplier
@@ -280,7 +286,7 @@ class KernelBuilder:
         """The weights as the kernel reads them."""
         if self.bytes is not None and not self.tables:
             units, padded = self.units.transpose(0, 2, 3, 1), workload.out_channels_padded
-            return pack_weight_bytes(units, workload.lanes, padded, self.gathered)
+            return pack_weight_bytes(units, workload.lanes, padded, self.gathered, dot_form(self.target.dot))
         return pack_weights(self.bits(), workload.word_bits, workload.lanes)
 
     def epilogue_constants(self, arrays: list[np.ndarray], surplus: int) -> list[np.ndarray]:
