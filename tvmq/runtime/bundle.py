@@ -256,7 +256,18 @@ class Bundle:
         )
         return write_device_folder(network, Path(folder), force)
 
-    def _only_target(self) -> str:
+    def only_target(self) -> str:
+        """The target of a file that has one.
+
+        Returns
+        -------
+        str
+
+        Raises
+        ------
+        BundleError
+            If there are none, or several.
+        """
         self.require_compiled()
         if len(self.targets) == 1:
             return self.targets[0]

@@ -96,7 +96,7 @@ _COMPILE_FLAGS = (
 _LINK_FLAGS = ("-static-libstdc++", "-static-libgcc", "-Wl,--gc-sections", "-Wl,-z,norelro", "-s")
 _RUNTIME_FLAGS = ("-shared", f"-Wl,-soname,{_RUNTIME}", "-Wl,-z,defs")
 _SYSTEM_LIBRARIES = ("-ldl", "-lpthread")
-_LIBRARY_FLAGS = ("-shared", "-fPIC", "-static-libgcc", "-Wl,--as-needed", "-s")
+_LIBRARY_FLAGS = ("-shared", "-fPIC", "-static-libgcc", "-Wl,--as-needed", "-Wl,-z,norelro", "-s")
 # The compiler's driver is that of C++, but programs need nothing of that language.
 _PROGRAM_FLAGS = ("-O2", "-Wall", "-Wl,--as-needed", "-Wl,-z,norelro", "-Wl,-rpath,$ORIGIN", "-s")
 _HOST_COMPILER = "g++"
@@ -388,7 +388,8 @@ def _fingerprint(compiler: str) -> str:
     parts = [*versions, *_RUNTIME_SOURCES, *_FFI_SOURCES, *flags]
     for part in [version, *(text.encode() for text in parts)]:
         digest.update(part + b"\0")
-    for path in sorted(path for path in OWN_SOURCES.rglob("*") if path.is_file()):
+    compiled = [path for path in OWN_SOURCES.rglob("*") if path.is_file() and path.parent.name != "device"]
+    for path in sorted(compiled):
         digest.update(str(path.relative_to(OWN_SOURCES)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
