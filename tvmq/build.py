@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import tvm
 from tvm import relax
 
 from tvmq.records import RecordBook
+from tvmq.runtime.tensors import TensorSpec
 from tvmq.runtime.toolchain import export_library
 from tvmq.target import Target
 from tvmq.transform import folding_passes, lowering_passes, scheduling_passes
@@ -60,7 +61,9 @@ def stages_of(module: tvm.IRModule, core: Target, records: RecordBook | None = N
         yield Stage(str(item.info.name), module, index >= len(folding) - 1, index < len(passes) - 1)
 
 
-def build_library(module: tvm.IRModule, core: Target) -> bytes:
+def build_library(
+    module: tvm.IRModule, core: Target, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+) -> bytes:
     """Compile and link a scheduled module.
 
     Parameters
@@ -68,6 +71,8 @@ def build_library(module: tvm.IRModule, core: Target) -> bytes:
     module : tvm.IRModule
         The last of :func:`stages_of`.
     core : Target
+    inputs, outputs : sequence of TensorSpec
+        Of the model; the library names them.
 
     Returns
     -------
@@ -76,4 +81,4 @@ def build_library(module: tvm.IRModule, core: Target) -> bytes:
     """
     with core.tvm_target() as tvm_target, tvm.transform.PassContext(opt_level=3):
         executable = tvm.compile(module, target=tvm_target, relax_pipeline=relax.get_pipeline("default_build"))
-    return export_library(executable, core)
+    return export_library(executable, core, inputs, outputs)

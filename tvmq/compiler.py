@@ -173,7 +173,7 @@ def _build(
     rows.name_functions(module)
     for text in rows.warnings:
         warnings.warn(text, UserWarning, stacklevel=3)
-    return build_library(module, core), rows.as_dicts()
+    return build_library(module, core, model.inputs, model.outputs), rows.as_dicts()
 
 
 def _verify_bundle(bundle: Bundle, targets: Sequence[Target]) -> None:

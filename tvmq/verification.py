@@ -210,5 +210,6 @@ def verify(model: Model, samples: Sequence[Any], target: str | Target = "host") 
             return Verification(core.name, tuple(checked), difference)
     if not native:
         return Verification(core.name, tuple(checked))
-    outputs = Executor.from_bytes(build_library(module, core)).run(*verifier.samples)
+    library = build_library(module, core, model.inputs, model.outputs)
+    outputs = Executor.from_bytes(library).run(*verifier.samples)
     return Verification(core.name, (*checked, "library"), verifier.compare_outputs("library", outputs))

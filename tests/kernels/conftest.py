@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +20,7 @@ from tvmq.kernels.packing import pack_activations, pack_bytes, pack_weight_bytes
 from tvmq.kernels.schedule import Conv2dKnobs, apply_knobs, schedule
 from tvmq.kernels.workload import Conv2dWorkload, Dot, Integer, Table, Thresholds, dot_form
 from tvmq.runtime.emulator import run_emulated
-from tvmq.runtime.toolchain import cached_runner, export_library
+from tvmq.runtime.toolchain import export_library
 from tvmq.target import Target, get_target
 
 
@@ -387,13 +386,9 @@ def check_conv2d(workload: Conv2dWorkload, family: Family, **options: Any) -> No
 
 
 @pytest.fixture(scope="module", params=["raspberry-pi-4", "raspberry-pi-3-32"])
-def core(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
-    """An emulated core; its runner is the user's if there is one, and not left behind if there is none."""
-    target = get_target(request.param)
-    with pytest.MonkeyPatch.context() as patch:
-        if not cached_runner(target).exists():
-            patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield target
+def core(request: pytest.FixtureRequest, runner_cache: None) -> Target:
+    """An emulated core."""
+    return get_target(request.param)
 
 
 def emulate(

@@ -1,4 +1,4 @@
-"""Two small networks, what numpy makes of them, and runners that are built at most once per session."""
+"""Two small networks, and what numpy makes of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +18,8 @@ from tvm import relax
 
 import tvmq
 from tvmq.runtime.bundle import Bundle
-from tvmq.runtime.toolchain import build_runner, cached_runner, export_library
+from tvmq.runtime.toolchain import build_runner, export_library
 from tvmq.target import Target, get_target
-
-EMULATED = ("raspberry-pi-4", "raspberry-pi-3-32")
 
 
 @dataclass(frozen=True)
@@ -92,15 +90,6 @@ def float_library(float_network: Network) -> bytes:
 @pytest.fixture(scope="session")
 def integer_library(integer_network: Network) -> bytes:
     return integer_network.library(get_target("host"))
-
-
-@pytest.fixture(scope="session")
-def runner_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Use the user's runners when they are built already, and leave no new ones behind when they are not."""
-    with pytest.MonkeyPatch.context() as patch:
-        if not all(cached_runner(get_target(name)).exists() for name in ("host", *EMULATED)):
-            patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="session")

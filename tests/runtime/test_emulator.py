@@ -9,8 +9,8 @@ from tvm import relax
 
 from tvmq.errors import BundleError, TargetError, ToolchainError
 from tvmq.runtime.emulator import emulator_command, run_emulated
-from tvmq.runtime.toolchain import export_library
-from tvmq.target import get_target
+from tvmq.runtime.toolchain import OWN_SOURCES, export_library
+from tvmq.target import get_target, list_targets
 
 EMULATED = ("raspberry-pi-4", "raspberry-pi-3-32")
 
@@ -45,13 +45,38 @@ def half_precision_library(target) -> bytes:
     return export_library(tvm.compile(builder.get(), target.tvm_target()), target)
 
 
-def test_instructions_that_the_core_lacks_are_found(runner_cache):
+def test_library_for_a_newer_core_is_refused(runner_cache):
     newer, older = get_target("raspberry-pi-5"), get_target("raspberry-pi-4")
     x = np.arange(64, dtype="float32")
     library = half_precision_library(newer)
     np.testing.assert_array_equal(run_emulated(library, newer, [x])[0], 2 * x)
-    with pytest.raises(BundleError, match="'raspberry-pi-4': the library uses instructions that core cortex-a72 lacks"):
+    message = r"compiled for raspberry-pi-5 and needs asimdhp, asimddp, which this processor lacks"
+    with pytest.raises(BundleError, match=message):
         run_emulated(library, older, [x])
+
+
+def test_library_for_a_newer_32_bit_core_is_refused(runner_cache):
+    newer = get_target("raspberry-pi-3-32")
+    older = dataclasses.replace(newer, qemu_cpu="cortex-a15")
+    x = np.arange(64, dtype="float32")
+    with pytest.raises(
+        BundleError, match=r"compiled for raspberry-pi-3-32 and needs crc32, which this processor lacks"
+    ):
+        run_emulated(half_precision_library(newer), older, [x])
+
+
+def test_instructions_that_the_target_forgot_to_name_are_found(runner_cache):
+    newer, older = get_target("raspberry-pi-5"), get_target("raspberry-pi-4")
+    library = half_precision_library(dataclasses.replace(newer, required_cpu_flags=()))
+    with pytest.raises(BundleError, match="'raspberry-pi-4': the library uses instructions that core cortex-a72 lacks"):
+        run_emulated(library, older, [np.arange(64, dtype="float32")])
+
+
+def test_device_programs_know_every_flag_that_a_board_needs():
+    source = (OWN_SOURCES / "processor.h").read_text(encoding="utf-8")
+    needed = {flag for target in list_targets() if target.arch != "x86_64" for flag in target.required_cpu_flags}
+    assert needed
+    assert not {flag for flag in needed if f'"{flag}"' not in source}
 
 
 def test_failed_run_says_why(float_network, runner_cache):
@@ -64,7 +89,7 @@ def test_failed_run_says_why(float_network, runner_cache):
 
 
 def test_library_of_another_architecture_says_so(float_library, float_network, runner_cache):
-    with pytest.raises(BundleError, match=r"the emulated run failed: tvmq-run: .*Failed to load"):
+    with pytest.raises(BundleError, match=r"library '.*network\.so' is for x86_64, and this system is aarch64"):
         run_emulated(float_library, get_target("raspberry-pi-4"), float_network.arrays)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 from pathlib import Path
@@ -163,9 +164,29 @@ def test_damaged_npy_files(run, float_files, damage, message):
 
 def test_file_that_is_no_library(run, tmp_path):
     (tmp_path / "net.so").write_bytes(b"something else")
-    assert_fails(run("net.so", "--output-prefix", "y"), "Failed to load")
+    assert_fails(run("net.so", "--output-prefix", "y"), "file 'net.so' is no library, or not all of one")
+
+
+@pytest.mark.parametrize("size", [0, 40, 2000, -1])
+def test_library_that_is_cut_off(run, float_files, size):
+    library, data = float_files
+    library.write_bytes(library.read_bytes()[:size])
+    assert_fails(run(library, "--input", data, "--output-prefix", "y"), "is no library, or not all of one")
 
 
 def test_library_that_is_no_network(run, tmp_path):
     link_library(get_target("host"))(str(tmp_path / "net.so"), ["-x", "c++", "/dev/null"])
-    assert_fails(run("net.so", "--output-prefix", "y"), "library 'net.so' holds no compiled network")
+    assert_fails(run("net.so", "--output-prefix", "y"), "library 'net.so' holds no network of this version of tvmq")
+
+
+def test_library_that_needs_another_processor_is_refused(run, float_network, tmp_path):
+    target = dataclasses.replace(get_target("host"), name="my-core", required_cpu_flags=("fpu", "sse9", "amx-more"))
+    (tmp_path / "net.so").write_bytes(float_network.library(target))
+    message = "library 'net.so' was compiled for my-core and needs sse9, amx-more, which this processor lacks"
+    assert_fails(run("net.so", "--output-prefix", "y"), message)
+
+
+def test_library_of_another_architecture_is_refused(run, float_network, tmp_path):
+    (tmp_path / "net.so").write_bytes(float_network.library(get_target("raspberry-pi-4")))
+    message = "library 'net.so' is for aarch64, and this system is x86_64"
+    assert_fails(run("net.so", "--output-prefix", "y"), message)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +11,15 @@ import pytest
 
 from tvmq.errors import ToolchainError
 from tvmq.runtime import toolchain
-from tvmq.runtime.toolchain import build_runner, cached_runner, export_library, find_compiler, link_library
+from tvmq.runtime.toolchain import (
+    OWN_SOURCES,
+    build_runner,
+    build_runtime,
+    cached_runner,
+    export_library,
+    find_compiler,
+    link_library,
+)
 from tvmq.target import get_target
 
 
@@ -28,8 +37,11 @@ def counted_builds(own_cache, monkeypatch) -> list[str]:
     def build(compiler, folder, progress):
         builds.append(compiler)
         progress(1, 1)
-        (folder / "runner").write_text("built")
-        return folder / "runner"
+        built = folder / "built"
+        built.mkdir()
+        (built / "tvmq-run").write_text("built")
+        (built / "libtvmq.so").write_text("built too")
+        return built
 
     monkeypatch.setattr(toolchain, "_build", build)
     return builds
@@ -92,22 +104,41 @@ def test_export_goes_through_the_target_s_linker():
     assert export_library(Executable(), target)[:5] == b"\x7fELF\x01"  # 32-bit
 
 
-def test_runner_needs_nothing_but_the_c_library(host_runner):
-    listing = subprocess.run(["readelf", "-d", str(host_runner)], capture_output=True, text=True, check=True).stdout
-    assert "libstdc++" not in listing
-    assert "libgcc_s" not in listing
-    assert "libtvm" not in listing
-    assert host_runner.stat().st_size < 3e6
-    assert os.access(host_runner, os.X_OK)
+@pytest.mark.parametrize("build", [build_runner, build_runtime])
+def test_what_runs_networks_needs_nothing_but_the_c_library(build, runner_cache):
+    path = build(get_target("host"))
+    listing = subprocess.run(["readelf", "-dW", str(path)], capture_output=True, text=True, check=True).stdout
+    needed = set(re.findall(r"\(NEEDED\).*\[(.*)\]", listing))
+    assert "libc.so.6" in needed
+    assert needed <= {"libc.so.6", "libm.so.6", "ld-linux-x86-64.so.2"}
+    assert os.access(path, os.X_OK)
+
+
+@pytest.mark.parametrize(("name", "megabytes"), [("raspberry-pi-4", 1.85), ("raspberry-pi-3-32", 1.30)])
+@pytest.mark.parametrize("build", [build_runner, build_runtime])
+def test_what_runs_networks_is_small(build, name, megabytes, runner_cache):
+    assert build(get_target(name)).stat().st_size <= megabytes * 1e6
+
+
+def test_runtime_exports_what_networks_and_c_programs_call(runner_cache):
+    path = build_runtime(get_target("raspberry-pi-4"))
+    listing = subprocess.run(
+        ["readelf", "--dyn-syms", "-W", str(path)], capture_output=True, text=True, check=True
+    ).stdout
+    exported = {line.split()[-1] for line in listing.splitlines() if " GLOBAL DEFAULT " in line and " UND " not in line}
+    declared = set(re.findall(r"\b(tvmq_\w+)\(", (OWN_SOURCES / "tvmq.h").read_text(encoding="utf-8")))
+    assert declared <= exported
+    assert "TVMFFIErrorSetRaisedFromCStrParts" in exported
+    assert all(name.startswith(("tvmq_", "TVMFFI", "TVMBackend")) for name in exported)
 
 
 def test_cache_follows_xdg_and_home(monkeypatch, tmp_path):
     target = get_target("host")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert cached_runner(target).parent == tmp_path / "cache" / "tvmq"
+    assert cached_runner(target).parent.parent == tmp_path / "cache" / "tvmq"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert cached_runner(target).parent == tmp_path / ".cache" / "tvmq"
+    assert cached_runner(target).parent.parent == tmp_path / ".cache" / "tvmq"
 
 
 def test_cores_of_one_platform_share_a_runner():
@@ -139,7 +170,14 @@ def test_runner_is_built_once(counted_builds, own_cache):
     assert first.read_text() == "built"
     assert len(counted_builds) == 1
     assert seen == [(1, 1)]
-    assert {path.name for path in own_cache.iterdir()} == {first.name, f"{first.name}.lock"}
+    assert {path.name for path in own_cache.iterdir()} == {first.parent.name, f"{first.parent.name}.lock"}
+
+
+def test_runner_and_runtime_are_built_together(counted_builds):
+    target = get_target("raspberry-pi-4")
+    assert build_runtime(target).read_text() == "built too"
+    assert build_runner(target).parent == build_runtime(target).parent
+    assert len(counted_builds) == 1
 
 
 def test_two_builders_build_once(counted_builds):

@@ -6,6 +6,7 @@ import typer
 
 import tvmq
 from tvmq.cli.bench import bench_command
+from tvmq.cli.bundle import bundle_command
 from tvmq.cli.compile import compile_command
 from tvmq.cli.inspect import inspect_command
 from tvmq.cli.quantize import quantize_command
@@ -33,6 +34,7 @@ app.command(
 )(quantize_command)
 app.command("run", epilog="Example: tvmq run net.tvmq --input images.npz --output scores.npz")(run_command)
 app.command("tune", epilog="Example: tvmq tune net.onnx --target host --trials 64")(tune_command)
+app.command("bundle", epilog="Example: tvmq bundle net.tvmq --target raspberry-pi-4 -o net-pi4")(bundle_command)
 app.command("inspect", epilog="Example: tvmq inspect net.tvmq --target raspberry-pi-4")(inspect_command)
 app.command("bench", epilog="Example: tvmq bench net.tvmq --rivals onnxruntime --chart bench.png")(bench_command)
 app.command("targets", epilog="Example: tvmq targets --json")(targets_command)

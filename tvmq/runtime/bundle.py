@@ -32,6 +32,7 @@ from tvmq.runtime.timing import Timing
 
 if TYPE_CHECKING:
     from tvmq.report.receipt import Receipt
+    from tvmq.runtime.device_folder import DeviceFolder
 
 __all__ = ["FORMAT", "Bundle", "load_bundle"]
 
@@ -204,6 +205,73 @@ class Bundle:
         finally:
             temporary.unlink(missing_ok=True)
         self.path = path
+
+    def save_folder(
+        self, folder: str | os.PathLike[str], *, target: str | None = None, force: bool = False
+    ) -> DeviceFolder:
+        """Write a folder to copy to a device by hand: the network, a runtime with a C interface, and programs.
+
+        Parameters
+        ----------
+        folder : path-like
+            Where to.  It appears completely or not at all.
+        target : str, optional
+            One of :attr:`targets`; may be left out if there is only one.
+        force : bool
+            Replace a folder that was written like this before.
+
+        Returns
+        -------
+        DeviceFolder
+            What was written, with sizes.
+
+        Raises
+        ------
+        BundleError
+            If the file has no library for ``target``, or several and none is named, or the folder exists already or
+            cannot be written.
+        TargetError
+            If this tvmq knows nothing of the target.
+        ToolchainError
+            If the target's compiler is not installed.
+        """
+        from tvmq.runtime.device_folder import DeviceNetwork, write_device_folder
+        from tvmq.target import get_target
+
+        name = self.only_target() if target is None else target
+        entry, core = self._entry(name), get_target(name)
+        if architecture_of(entry["triple"]) != core.arch:
+            raise self._error(
+                f"its library for '{name}' is for {architecture_of(entry['triple'])}, and '{name}' means {core.arch} "
+                "here; compile it again"
+            )
+        network = DeviceNetwork(
+            name=self.manifest["name"],
+            target=core,
+            library=self.libraries[name],
+            inputs=self.inputs,
+            outputs=self.outputs,
+            check_inputs=self.check_inputs,
+            check_outputs=self.check_outputs,
+        )
+        return write_device_folder(network, Path(folder), force)
+
+    def only_target(self) -> str:
+        """The target of a file that has one.
+
+        Returns
+        -------
+        str
+
+        Raises
+        ------
+        BundleError
+            If there are none, or several.
+        """
+        self.require_compiled()
+        if len(self.targets) == 1:
+            return self.targets[0]
+        raise self._error(f"it holds libraries for several targets; choose with --target: {', '.join(self.targets)}")
 
     def run(self, *arrays: Any, target: str | None = None) -> list[np.ndarray]:
         """Run the network on this machine.

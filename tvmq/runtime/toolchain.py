@@ -1,7 +1,8 @@
-"""Compilers on this machine: linking libraries for other cores, and building the runner that needs no Python.
+"""Compilers on this machine: linking libraries for other cores, and building what runs them without Python.
 
-The runner is one executable that contains TVM's runtime, built from the sources inside the installed wheels of TVM.
-Those lack six small headers, which are in ``cpp/shims``.
+That is the runner, one executable that contains TVM's runtime, and the same runtime as a shared library for programs in
+C.  Both are built from the sources inside the installed wheels of TVM.  Those lack six small headers, which are in
+``cpp/shims``.
 """
 
 from __future__ import annotations
@@ -23,11 +24,26 @@ from typing import Any
 
 from tvmq.errors import ToolchainError
 from tvmq.machine import this_machine
+from tvmq.runtime.description import describe, description_source
+from tvmq.runtime.tensors import TensorSpec
 from tvmq.target import Target
 
-__all__ = ["build_runner", "cached_runner", "export_library", "find_compiler", "link_library"]
+__all__ = [
+    "OWN_SOURCES",
+    "build_runner",
+    "build_runtime",
+    "cached_runner",
+    "compile_program",
+    "export_library",
+    "find_compiler",
+    "link_library",
+]
 
-_OWN_SOURCES = Path(__file__).resolve().parent / "cpp"
+OWN_SOURCES = Path(__file__).resolve().parent / "cpp"
+"""The folder of the sources that are compiled for devices."""
+
+_RUNNER = "tvmq-run"
+_RUNTIME = "libtvmq.so"
 _RUNTIME_SOURCES = (
     "cpu_device_api.cc",
     "device_api.cc",
@@ -44,9 +60,9 @@ _RUNTIME_SOURCES = (
     "vm/vm.cc",
     "workspace_pool.cc",
 )
+# Without container.cc, which has Python's access to lists and maps: a ninth of all code.
 _FFI_SOURCES = (
     "backtrace.cc",
-    "container.cc",
     "custom_allocator.cc",
     "dtype.cc",
     "error.cc",
@@ -72,12 +88,17 @@ _COMPILE_FLAGS = (
     "-DTVM_FFI_BACKTRACE_ON_SEGFAULT=0",
     "-ffunction-sections",
     "-fdata-sections",
+    "-fPIC",
+    "-fvisibility=hidden",
 )
-# The networks' libraries call back into the runner, so the runtime's C functions are exported; the C++ library travels
-# inside, as the device's own may be older.
-_LINK_FLAGS = ("-static-libstdc++", "-static-libgcc", "-Wl,--gc-sections", "-s")
+# The C++ library travels inside, as the device's own may be older.  Memory that becomes read-only after relocation
+# would start at a page of its own, which on 64-bit ARM may have 64 kB: a hole of that size in the file.
+_LINK_FLAGS = ("-static-libstdc++", "-static-libgcc", "-Wl,--gc-sections", "-Wl,-z,norelro", "-s")
+_RUNTIME_FLAGS = ("-shared", f"-Wl,-soname,{_RUNTIME}", "-Wl,-z,defs")
 _SYSTEM_LIBRARIES = ("-ldl", "-lpthread")
-_LIBRARY_FLAGS = ("-shared", "-fPIC", "-static-libgcc", "-Wl,--as-needed", "-s")
+_LIBRARY_FLAGS = ("-shared", "-fPIC", "-static-libgcc", "-Wl,--as-needed", "-Wl,-z,norelro", "-s")
+# The compiler's driver is that of C++, but programs need nothing of that language.
+_PROGRAM_FLAGS = ("-O2", "-Wall", "-Wl,--as-needed", "-Wl,-z,norelro", "-Wl,-rpath,$ORIGIN", "-s")
 _HOST_COMPILER = "g++"
 # Of all that compiler and linker write, the line that says what is wrong.
 _TELLING_LINE = re.compile("(?<!collect2: )error: |undefined reference|cannot find")
@@ -145,8 +166,10 @@ def link_library(target: Target) -> Callable[[str, Sequence[str]], None]:
     return link
 
 
-def export_library(executable: Any, target: Target) -> bytes:
-    """Link a compiled network into a library.
+def export_library(
+    executable: Any, target: Target, inputs: Sequence[TensorSpec] = (), outputs: Sequence[TensorSpec] = ()
+) -> bytes:
+    """Link a compiled network into a library that says what it needs, takes and gives.
 
     Parameters
     ----------
@@ -154,6 +177,8 @@ def export_library(executable: Any, target: Target) -> bytes:
         What ``tvm.compile`` returned.
     target : Target
         What it was compiled for.
+    inputs, outputs : sequence of TensorSpec
+        What the network takes and gives.  The C interface can only open a library that names them.
 
     Returns
     -------
@@ -168,8 +193,34 @@ def export_library(executable: Any, target: Target) -> bytes:
     link = link_library(target)
     with tempfile.TemporaryDirectory(prefix="tvmq-") as folder:
         path = Path(folder) / "network.so"
-        executable.export_library(str(path), fcompile=link)
+        description = Path(folder) / "description.cc"
+        description.write_text(description_source(describe(target, inputs, outputs)), encoding="ascii")
+        executable.export_library(
+            str(path), fcompile=lambda output, objects: link(output, [*objects, str(description)])
+        )
         return path.read_bytes()
+
+
+def compile_program(target: Target, source: Path, output: Path, runtime: Path) -> None:
+    """Compile and link a C program that runs networks.
+
+    Parameters
+    ----------
+    target : Target
+        Where it will run.
+    source, output : pathlib.Path
+        The C file, and the executable to write.  It looks for the runtime in the folder that it is in itself.
+    runtime : pathlib.Path
+        From :func:`build_runtime`.
+
+    Raises
+    ------
+    ToolchainError
+        If the compiler is not installed, or reports an error.
+    """
+    words = [find_compiler(target), *_PROGRAM_FLAGS, f"-I{OWN_SOURCES}", "-o", str(output)]
+    words += ["-x", "c", str(source), "-x", "none", f"-L{runtime.parent}", f"-l:{runtime.name}"]
+    _call(words, f"target '{target.name}': cannot compile {source.name}")
 
 
 def cached_runner(target: Target) -> Path:
@@ -191,13 +242,14 @@ def cached_runner(target: Target) -> Path:
     ToolchainError
         If the compiler or a source is missing.
     """
-    return _cache_folder() / f"tvmq-run-{target.triple}-{_fingerprint(find_compiler(target))}"
+    return _cache_folder() / f"{target.triple}-{_fingerprint(find_compiler(target))}" / _RUNNER
 
 
 def build_runner(target: Target, progress: Callable[[int, int], None] | None = None) -> Path:
     """The runner of a target, built unless it has been before.
 
-    A build takes about half a minute of processor time and is kept for every target of the same platform.
+    A build takes about half a minute of processor time and is kept, with :func:`build_runtime`'s library, for every
+    target of the same platform.
 
     Parameters
     ----------
@@ -216,7 +268,33 @@ def build_runner(target: Target, progress: Callable[[int, int], None] | None = N
     ToolchainError
         If the compiler or a source is missing, or the compiler reports an error.
     """
-    path = cached_runner(target)
+    return _built_folder(target, progress) / _RUNNER
+
+
+def build_runtime(target: Target, progress: Callable[[int, int], None] | None = None) -> Path:
+    """The runtime of a target as a shared library with the interface of ``tvmq.h``, built unless it has been before.
+
+    Parameters
+    ----------
+    target, progress
+        As for :func:`build_runner`.
+
+    Returns
+    -------
+    pathlib.Path
+        ``libtvmq.so``, stripped.
+
+    Raises
+    ------
+    ToolchainError
+        As for :func:`build_runner`.
+    """
+    return _built_folder(target, progress) / _RUNTIME
+
+
+def _built_folder(target: Target, progress: Callable[[int, int], None] | None) -> Path:
+    """The folder of runner and runtime, complete from the moment on in which it exists."""
+    path = cached_runner(target).parent
     if path.exists():
         return path
     compiler = find_compiler(target)
@@ -231,20 +309,31 @@ def build_runner(target: Target, progress: Callable[[int, int], None] | None = N
 
 
 def _build(compiler: str, folder: Path, progress: Callable[[int, int], None]) -> Path:
-    sources = _lay_out_sources(folder)
+    """Compile and link both; the folder that they are in."""
+    shared, runner, interface = _lay_out_sources(folder)
+    problem = "cannot build the runner"
+    _compile(compiler, [*shared, runner, interface], problem, progress)
+    built = folder / "built"
+    built.mkdir()
+    # The networks' libraries call back into the runtime, so its C functions are exported.
+    runner_flags = [f"-Wl,--dynamic-list={OWN_SOURCES / 'exports.txt'}"]
+    runtime_flags = [*_RUNTIME_FLAGS, f"-Wl,--version-script={OWN_SOURCES / 'runtime.map'}"]
+    for name, own, flags in ((_RUNNER, runner, runner_flags), (_RUNTIME, interface, runtime_flags)):
+        inputs = [str(source.with_suffix(".o")) for source in (*shared, own)]
+        _call([compiler, *_LINK_FLAGS, *flags, "-o", str(built / name), *inputs, *_SYSTEM_LIBRARIES], problem)
+    return built
+
+
+def _compile(compiler: str, sources: Sequence[Path], problem: str, progress: Callable[[int, int], None]) -> None:
+    """Compile sources beside each other, into object files that are beside them."""
     includes = [
-        _OWN_SOURCES / "shims" / "include",
+        OWN_SOURCES / "shims" / "include",
         _package("tvm") / "include",
         _package("tvm_ffi") / "include",
         _package("tvm_ffi") / "3rdparty" / "dlpack" / "include",
     ]
     flags = [*_COMPILE_FLAGS, *(f"-I{path}" for path in includes)]
-    objects = [source.with_suffix(".o") for source in sources]
-    commands = [
-        [compiler, *flags, "-c", str(source), "-o", str(output)]
-        for source, output in zip(sources, objects, strict=True)
-    ]
-    problem = "cannot build the runner"
+    commands = [[compiler, *flags, "-c", str(source), "-o", str(source.with_suffix(".o"))] for source in sources]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         jobs = [pool.submit(_call, command, problem) for command in commands]
         try:
@@ -254,26 +343,24 @@ def _build(compiler: str, folder: Path, progress: Callable[[int, int], None]) ->
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    runner = folder / "tvmq-run"
-    exports = f"-Wl,--dynamic-list={_OWN_SOURCES / 'exports.txt'}"
-    inputs = [str(path) for path in objects]
-    _call([compiler, *_LINK_FLAGS, exports, "-o", str(runner), *inputs, *_SYSTEM_LIBRARIES], problem)
-    return runner
 
 
-def _lay_out_sources(folder: Path) -> list[Path]:
-    """Copy TVM's runtime beside our headers, because it includes them as ``"../support/..."``; list what to compile."""
+def _lay_out_sources(folder: Path) -> tuple[list[Path], Path, Path]:
+    """Copy TVM's runtime beside our headers, because it includes them as ``"../support/..."``.
+
+    Gives what to compile: the sources that all have in common, the runner's and the C interface's.
+    """
     copied = folder / "src" / "runtime"
     omitted = shutil.ignore_patterns("extra", "rpc", "hexagon")
     shutil.copytree(_package("tvm") / "src" / "runtime", copied, ignore=omitted)
-    shutil.copytree(_OWN_SOURCES / "shims" / "src" / "support", folder / "src" / "support")
-    runner = folder / "runner.cc"
-    runner.write_text(f'#include "{_OWN_SOURCES / "runner.cc"}"\n')
-    return [
+    shutil.copytree(OWN_SOURCES / "shims" / "src" / "support", folder / "src" / "support")
+    shared = [
         _join_sources(folder / "runtime.cc", copied, _RUNTIME_SOURCES),
         _join_sources(folder / "ffi.cc", _package("tvm_ffi") / "src" / "ffi", _FFI_SOURCES),
-        runner,
     ]
+    runner = _join_sources(folder / "runner.cc", OWN_SOURCES, ("runner.cc",))
+    interface = _join_sources(folder / "tvmq.cc", OWN_SOURCES, ("tvmq.cc",))
+    return shared, runner, interface
 
 
 def _join_sources(joined: Path, folder: Path, names: Sequence[str]) -> Path:
@@ -297,11 +384,13 @@ def _fingerprint(compiler: str) -> str:
     digest = hashlib.sha256()
     version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
     versions = [importlib.metadata.version(name) for name in ("apache-tvm", "apache-tvm-ffi")]
-    parts = [*versions, *_RUNTIME_SOURCES, *_FFI_SOURCES, *_COMPILE_FLAGS, *_LINK_FLAGS, *_SYSTEM_LIBRARIES]
+    flags = [*_COMPILE_FLAGS, *_LINK_FLAGS, *_RUNTIME_FLAGS, *_SYSTEM_LIBRARIES]
+    parts = [*versions, *_RUNTIME_SOURCES, *_FFI_SOURCES, *flags]
     for part in [version, *(text.encode() for text in parts)]:
         digest.update(part + b"\0")
-    for path in sorted(path for path in _OWN_SOURCES.rglob("*") if path.is_file()):
-        digest.update(str(path.relative_to(_OWN_SOURCES)).encode() + b"\0" + path.read_bytes() + b"\0")
+    compiled = [path for path in OWN_SOURCES.rglob("*") if path.is_file() and path.parent.name != "device"]
+    for path in sorted(compiled):
+        digest.update(str(path.relative_to(OWN_SOURCES)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
 

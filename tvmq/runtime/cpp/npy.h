@@ -10,14 +10,13 @@
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
-#include <new>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
-namespace tvmq {
+#include "network.h"
 
-namespace ffi = tvm::ffi;
+namespace tvmq {
 
 struct NumberFormat {
   const char* descr;  // numpy's name
@@ -29,19 +28,6 @@ inline constexpr NumberFormat kNumberFormats[] = {
     {"<i4", {kDLInt, 32, 1}},   {"<i8", {kDLInt, 64, 1}},
 };
 inline constexpr char kSupported[] = "float32, int8, uint8, int32 or int64, little-endian";
-
-// TVM's kernels assume this alignment of every tensor.
-inline constexpr size_t kAlignment = 64;
-
-struct AlignedMemory {
-  void AllocData(DLTensor* tensor) {
-    size_t size = ffi::GetDataSize(*tensor);
-    size_t rounded = (size + kAlignment - 1) / kAlignment * kAlignment;
-    tensor->data = std::aligned_alloc(kAlignment, rounded == 0 ? kAlignment : rounded);
-    if (tensor->data == nullptr) throw std::bad_alloc();
-  }
-  void FreeData(DLTensor* tensor) { std::free(tensor->data); }
-};
 
 // The header of a .npy file is a Python dictionary in text; numpy writes it in exactly one style.
 class NpyHeader {

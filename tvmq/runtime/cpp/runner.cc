@@ -4,9 +4,7 @@
 // one line about what is wrong on stderr.
 
 #include <tvm/ffi/any.h>
-#include <tvm/ffi/container/array.h>
 #include <tvm/ffi/error.h>
-#include <tvm/ffi/extra/module.h>
 #include <tvm/ffi/function.h>
 
 #include <algorithm>
@@ -14,9 +12,9 @@
 #include <cstdio>
 #include <exception>
 #include <string>
-#include <utility>
 #include <vector>
 
+#include "network.h"
 #include "npy.h"
 
 namespace tvmq {
@@ -103,96 +101,48 @@ struct KernelCall {
   std::vector<double> seconds;
 };
 
-class Network {
- public:
-  explicit Network(const std::string& path) {
-    // TVM chooses a loader by the file's name.
-    if (path.size() < 3 || path.compare(path.size() - 3, 3, ".so") != 0) {
-      throw std::runtime_error("library '" + path + "' is not a .so file");
+void CheckInputCount(const Network& network, size_t count) {
+  int64_t arity = network.InputCount();
+  if (arity == static_cast<int64_t>(count)) return;
+  throw std::runtime_error("the network has " + std::to_string(arity) + " inputs, but " + std::to_string(count) +
+                           " were given");
+}
+
+std::vector<double> Time(const Network& network, const std::vector<ffi::Tensor>& inputs, int repeat) {
+  std::vector<double> seconds;
+  for (int i = 0; i < repeat; ++i) {
+    double start = Now();
+    network.Invoke(inputs);
+    seconds.push_back(Now() - start);
+  }
+  return seconds;
+}
+
+// The kernels in the order in which they run.
+std::vector<KernelCall> Profile(const Network& network, const std::vector<ffi::Tensor>& inputs, int repeat) {
+  std::vector<KernelCall> calls;
+  size_t next = 0;
+  std::vector<double> starts;
+  ffi::Function instrument = ffi::Function::FromPacked([&](const ffi::AnyView* args, int32_t, ffi::Any* result) {
+    *result = static_cast<int64_t>(0);
+    std::string name = args[1].cast<ffi::String>();
+    if (name.rfind("vm.", 0) == 0) return;  // the machine's own bookkeeping, such as allocating storage
+    if (args[2].cast<bool>()) {
+      starts.push_back(Now());
+      return;
     }
-    // dlopen searches the system's folders when the path has no slash.
-    std::string file = path.find('/') == std::string::npos ? "./" + path : path;
-    if (std::FILE* handle = std::fopen(file.c_str(), "rb")) {
-      std::fclose(handle);
-    } else {
-      throw std::runtime_error("cannot open library '" + path + "'");
-    }
-    ffi::Optional<ffi::Function> load = ffi::Module::LoadFromFile(file)->GetFunction("vm_load_executable", true);
-    if (!load.has_value()) throw std::runtime_error("library '" + path + "' holds no compiled network");
-    machine_ = load.value()().cast<ffi::Module>();
-    constexpr int kPooledAllocator = 2;
-    Method("vm_initialization")(static_cast<int>(kDLCPU), 0, kPooledAllocator);
-    main_ = Method("main");
+    double elapsed = Now() - starts.back();
+    starts.pop_back();
+    if (next == calls.size()) calls.push_back({name, {}});
+    calls[next++].seconds.push_back(elapsed);
+  });
+  network.Method("set_instrument")(instrument);
+  for (int i = 0; i < repeat; ++i) {
+    next = 0;
+    network.Invoke(inputs);
   }
-
-  void CheckInputCount(size_t count) const {
-    int64_t arity = Method("get_function_arity")("main").cast<int64_t>();
-    if (arity == static_cast<int64_t>(count)) return;
-    throw std::runtime_error("the network has " + std::to_string(arity) + " inputs, but " + std::to_string(count) +
-                             " were given");
-  }
-
-  std::vector<ffi::Tensor> Run(const std::vector<ffi::Tensor>& inputs) const {
-    ffi::Any result = Invoke(inputs);
-    if (auto tensor = result.as<ffi::Tensor>()) return {*tensor};
-    std::vector<ffi::Tensor> outputs;
-    for (const ffi::Any& item : result.cast<ffi::Array<ffi::Any>>()) outputs.push_back(item.cast<ffi::Tensor>());
-    return outputs;
-  }
-
-  std::vector<double> Time(const std::vector<ffi::Tensor>& inputs, int repeat) const {
-    std::vector<double> seconds;
-    for (int i = 0; i < repeat; ++i) {
-      double start = Now();
-      Invoke(inputs);
-      seconds.push_back(Now() - start);
-    }
-    return seconds;
-  }
-
-  // The kernels in the order in which they run.
-  std::vector<KernelCall> Profile(const std::vector<ffi::Tensor>& inputs, int repeat) const {
-    std::vector<KernelCall> calls;
-    size_t next = 0;
-    std::vector<double> starts;
-    ffi::Function instrument = ffi::Function::FromPacked([&](const ffi::AnyView* args, int32_t, ffi::Any* result) {
-      *result = static_cast<int64_t>(0);
-      std::string name = args[1].cast<ffi::String>();
-      if (name.rfind("vm.", 0) == 0) return;  // the machine's own bookkeeping, such as allocating storage
-      if (args[2].cast<bool>()) {
-        starts.push_back(Now());
-        return;
-      }
-      double elapsed = Now() - starts.back();
-      starts.pop_back();
-      if (next == calls.size()) calls.push_back({name, {}});
-      calls[next++].seconds.push_back(elapsed);
-    });
-    Method("set_instrument")(instrument);
-    for (int i = 0; i < repeat; ++i) {
-      next = 0;
-      Invoke(inputs);
-    }
-    return calls;
-  }
-
- private:
-  ffi::Function Method(const char* name) const {
-    ffi::Optional<ffi::Function> method = machine_.value()->GetFunction(name, true);
-    if (!method.has_value()) throw std::runtime_error(std::string("the library has no function '") + name + "'");
-    return method.value();
-  }
-
-  ffi::Any Invoke(const std::vector<ffi::Tensor>& inputs) const {
-    std::vector<ffi::AnyView> views(inputs.begin(), inputs.end());
-    ffi::Any result;
-    main_.value().CallPacked(views.data(), static_cast<int32_t>(views.size()), &result);
-    return result;
-  }
-
-  ffi::Optional<ffi::Module> machine_;
-  ffi::Optional<ffi::Function> main_;
-};
+  return calls;
+}
 
 std::string Number(double value) {
   char text[32];
@@ -233,16 +183,16 @@ void PrintReport(const std::vector<double>& seconds, const std::vector<std::stri
 
 void Main(const Arguments& arguments) {
   Network network(arguments.library);
-  network.CheckInputCount(arguments.inputs.size());
+  CheckInputCount(network, arguments.inputs.size());
   std::vector<ffi::Tensor> inputs;
   for (const std::string& path : arguments.inputs) inputs.push_back(ReadNpy(path));
 
   double start = Now();
   std::vector<ffi::Tensor> outputs = network.Run(inputs);
   std::vector<double> seconds = {Now() - start};
-  if (arguments.repeat > 1) seconds = network.Time(inputs, arguments.repeat);
+  if (arguments.repeat > 1) seconds = Time(network, inputs, arguments.repeat);
   std::vector<KernelCall> calls;
-  if (arguments.profile) calls = network.Profile(inputs, arguments.repeat);
+  if (arguments.profile) calls = Profile(network, inputs, arguments.repeat);
 
   std::vector<std::string> paths;
   for (const ffi::Tensor& output : outputs) {
@@ -250,17 +200,6 @@ void Main(const Arguments& arguments) {
     WriteNpy(paths.back(), output);
   }
   PrintReport(seconds, paths, calls, arguments.profile);
-}
-
-// TVM's messages may go over several lines.
-std::string OneLine(std::string text) {
-  std::replace(text.begin(), text.end(), '\n', ' ');
-  return text;
-}
-
-int Fail(const std::string& message) {
-  std::fprintf(stderr, "tvmq-run: %s\n", OneLine(message).c_str());
-  return 1;
 }
 
 int Start(const std::vector<std::string>& words) {
@@ -272,10 +211,9 @@ int Start(const std::vector<std::string>& words) {
     }
     Main(arguments);
     return 0;
-  } catch (const ffi::Error& error) {
-    return Fail(error.kind() + ": " + error.message());
   } catch (const std::exception& error) {
-    return Fail(error.what());
+    std::fprintf(stderr, "tvmq-run: %s\n", Message(error).c_str());
+    return 1;
   }
 }
 
