@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tvmq.benchmark import bench
     from tvmq.compiler import compile
     from tvmq.errors import (
+        BoardError,
         BundleError,
         InputError,
         ModelError,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 __all__ = [
     "GPFQ",
     "QNN",
+    "BoardError",
     "Bundle",
     "BundleError",
     "InputError",
@@ -76,6 +78,7 @@ __all__ = [
 _HOMES = {
     "GPFQ": ("tvmq.methods.gpfq_config", "GPFQ"),
     "QNN": ("tvmq.methods.qnn", "QNN"),
+    "BoardError": ("tvmq.errors", "BoardError"),
     "Bundle": ("tvmq.runtime.bundle", "Bundle"),
     "BundleError": ("tvmq.errors", "BundleError"),
     "InputError": ("tvmq.errors", "InputError"),
