@@ -16,7 +16,7 @@ from tvmq.cli import app
 from tvmq.errors import BundleError, ModelError
 from tvmq.report import receipt
 
-COMMANDS = ["bench", "compile", "inspect", "quantize", "run", "targets", "tune"]
+COMMANDS = ["bench", "compile", "deploy", "doctor", "inspect", "quantize", "run", "targets", "tune"]
 
 LAYER = {
     "name": "conv1",

@@ -66,7 +66,7 @@ def run_command(
             results = bundle.run_emulated(target, *arrays)
     else:
         with progress(f"running on {on}"):
-            results = bundle.run_on(on, *arrays, target=target)
+            results = tvmq.run_on_board(bundle, on, *arrays, target=target)
     if check:
         return _check_answer(file, bundle.mismatches(results))
 

@@ -264,36 +264,6 @@ class Bundle:
         checked = check_inputs(self.inputs, arrays)
         return run_emulated(self.libraries[target], get_target(target), checked)
 
-    def run_on(self, address: str, *arrays: Any, target: str | None = None) -> list[np.ndarray]:
-        """Run the network on a board that is reached through ssh, and leave nothing there.
-
-        Parameters
-        ----------
-        address : str
-            The board: ``ssh://user@host:port``, or less of it.
-        *arrays, target
-            As for :meth:`run`; without a target, the board's.
-
-        Returns
-        -------
-        list of numpy.ndarray
-            One array per output.
-
-        Raises
-        ------
-        InputError
-            If the arrays are not what the network takes, or the address is none.
-        BoardError
-            If the board cannot be reached, no library fits it, or the run fails.
-        BundleError
-            If the file has no library for ``target``, or none at all.
-        ToolchainError
-            If the runner cannot be built.
-        """
-        from tvmq.runtime.remote import run_on_board
-
-        return run_on_board(self, address, *arrays, target=target)
-
     def time(self, *arrays: Any, repeat: int = 30, target: str | None = None) -> Timing:
         """Time whole runs on this machine, without the copies of inputs and outputs.
 

@@ -130,7 +130,8 @@ class Facts:
     @property
     def processor(self) -> str:
         """Its cores for people, such as ``"4 × cortex-a72"``."""
-        names = [core or "unknown core" for core in self.cores] or ["unknown core"]
+        unknown = f"unknown {self.machine.arch} core"
+        names = [core or unknown for core in self.cores] or [unknown]
         return " + ".join(f"{names.count(name)} × {name}" for name in dict.fromkeys(names))
 
 
