@@ -34,7 +34,9 @@ app.command(
     epilog="Example: tvmq quantize net.onnx --weights ternary --activations 2 --calibration images/ -o net-gpfq.tvmq",
 )(quantize_command)
 app.command("run", epilog="Example: tvmq run net.tvmq --on ssh://pi@raspberrypi.local --check")(run_command)
-app.command("tune", epilog="Example: tvmq tune net.onnx --target host --trials 64")(tune_command)
+app.command("tune", epilog="Example: tvmq tune net.onnx --target raspberry-pi-4 --on ssh://pi@raspberrypi.local")(
+    tune_command
+)
 app.command("inspect", epilog="Example: tvmq inspect net.tvmq --target raspberry-pi-4")(inspect_command)
 app.command("bench", epilog="Example: tvmq bench net.tvmq --rivals onnxruntime --chart bench.png")(bench_command)
 app.command("deploy", epilog="Example: tvmq deploy net.tvmq pi@raspberrypi.local")(deploy_command)

@@ -25,7 +25,7 @@ __all__ = [
 
 PYTHON = "~/tvmq-python/bin/python"
 _PACKAGE = Path(__file__).resolve().parents[1]
-# What `program.py` and `kernel_server.py` import, and nothing that imports a compiler.
+# What `program.py` imports, and nothing that imports a compiler.
 _FILES = (
     "__init__.py",
     "errors.py",
@@ -33,7 +33,6 @@ _FILES = (
     "runtime/executor.py",
     "runtime/timing.py",
     "runtime/program.py",
-    "runtime/kernel_server.py",
 )
 _NEEDED = ("apache-tvm", "apache-tvm-ffi")
 _RUN = """\

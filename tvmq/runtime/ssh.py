@@ -244,6 +244,40 @@ class Connection:
         """
         return self._popen(self._command([script, *arguments]))
 
+    def talk(self, process: subprocess.Popen[bytes], line: bytes, seconds: float) -> str:
+        """Write a line to what :meth:`start` started, and read the line that it answers.
+
+        Parameters
+        ----------
+        process : subprocess.Popen
+        line : bytes
+            With its end.
+        seconds : float
+            To wait for the answer.
+
+        Returns
+        -------
+        str
+            The answer; what it wrote on standard error if it has ended instead; empty if it says nothing in time.
+
+        Raises
+        ------
+        BoardError
+            If the connection is lost.
+        """
+        assert process.stdin is not None and process.stderr is not None
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(line)
+        found = _read_until(process, b"\n", time.monotonic() + seconds)
+        if found:
+            return found.split(b"\n")[0].decode(errors="replace")
+        if found is None:
+            return ""
+        errors = process.stderr.read().decode(errors="replace")
+        if process.wait() == _SSH_FAILED:
+            raise self._lost(errors)
+        return Answered(process.returncode, b"", errors).reason
+
     def stop(self, process: subprocess.Popen[bytes]) -> None:
         """End what :meth:`start` started, by ending its standard input.
 
