@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 import signal
 import subprocess
@@ -17,30 +19,46 @@ from tvmq.errors import BoardError, TargetError
 from tvmq.records import read_records
 from tvmq.runtime.ssh import Address
 from tvmq.target import get_target
-from tvmq.tuning import ssh_host, tune_kernels
-from tvmq.tuning.journal import Journal, user_trials
+from tvmq.tuning import search, ssh_host, tune_kernels
+from tvmq.tuning.journal import Journal
 from tvmq.tuning.places import host_of
 from tvmq.tuning.search import Search
 from tvmq.tuning.ssh_host import SshHost
 
 
-@pytest.fixture
-def ready(board):
-    """This machine, with the interpreter of the tests as its Python runtime."""
+def install_python(board) -> None:
+    """Make the board this machine, with the interpreter of the tests as its Python runtime."""
     board.become(None)
     python = board.home / "tvmq-python" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
+
+
+@pytest.fixture(scope="module")
+def host(ssh_server):
+    """A board whose server has started, for all tests that leave it alive: starting takes seconds."""
+    install_python(ssh_server)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{ssh_server.client / 'bin'}:{os.environ['PATH']}")
+        found = host_of(ssh_server.address, dataclasses.replace(get_target("host"), cores=1))
+        assert isinstance(found, SshHost)
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def ready(board):
+    install_python(board)
     return board
 
 
 @pytest.fixture
-def host(ready, target):
-    found = host_of(ready.address, target)
-    assert isinstance(found, SshHost)
-    yield found
-    found.close()
+def few(monkeypatch):
+    """Small rounds, and short finals."""
+    monkeypatch.setattr(search, "BATCH", 2)
+    monkeypatch.setattr(search, "FINALISTS", 1)
+    monkeypatch.setattr(search, "FINAL_ROUNDS", 5)
 
 
 def servers(board) -> list[int]:
@@ -65,106 +83,99 @@ def wait_until(true):
         time.sleep(0.05)
 
 
-def test_a_kernel_is_tuned_there(ready, host, task, target, tmp_path):
-    """Records say under which conditions they were measured; nothing is left on the board."""
-    ready.program("vcgencmd", 'case "$1" in get_throttled) echo throttled=0x0 ;; *) echo "temp=51.2\'C" ;; esac')
-    kernel = task()
-    (tuned,) = tune_kernels([kernel], target, trials=3, host=host, output=tmp_path).kernels
-    assert tuned.record.trials == 3
+def test_a_kernel_is_tuned_there(ssh_server, host, task, tmp_path, few):
+    """Records say under which conditions they were measured; no file is left on the board."""
+    ssh_server.program("vcgencmd", 'case "$1" in get_throttled) echo throttled=0x0 ;; *) echo "temp=51.2\'C" ;; esac')
+    (tuned,) = tune_kernels([task()], host.target, trials=1, host=host, output=tmp_path).kernels
+    assert tuned.record.trials == 1 and host.failure is None
     (record,) = read_records(next(tmp_path.rglob("conv2d.json")))
-    assert record.about["host"].startswith(host.description.split(",")[0])
+    assert record.about["host"] == host.description
     assert (record.about["temperature"], record.about["throttling"]) == ("51 °C", "none")
     assert record.about["governor"] and record.about["clock"]
-    journal = Journal(user_trials() / next(user_trials().iterdir()).name, kernel.key.text, {})
-    assert journal.path.exists()
-    assert len(servers(ready)) >= 1
-    host.close()
-    wait_until(lambda: not servers(ready) and not ready.sessions())
-    assert not (ready.home / "tvmq").exists()
+    assert servers(ssh_server)
+    assert not (ssh_server.home / "tvmq").exists()
 
 
-def test_throttled_measurements_are_taken_again(ready, host, task, tmp_path, monkeypatch):
+def test_throttled_measurements_are_taken_again(ssh_server, host, task, tmp_path, monkeypatch):
     monkeypatch.setattr(ssh_host, "ASKING_SECONDS", 0.01)
-    states = ready.home / "states"
+    states = ssh_server.home / "states"
     states.write_text("0x0\n0x4\n0x0\n0x40000\n0x40000\n")  # throttled meanwhile, recovered; meanwhile again; calm
     one = f"head -n 1 {states}; sed -i '1{{$!d}}' {states}"
-    ready.program("vcgencmd", f'[ "$1" = get_throttled ] || exit; {one}')
-    search = Search(task(), host, Journal(tmp_path, "k", {}))
+    ssh_server.program("vcgencmd", f'[ "$1" = get_throttled ] || exit; {one}')
+    found = Search(task(), host, Journal(tmp_path, "k", {}))
     host._ask()
-    assert search.default_times().seconds > 0
+    assert found.default_times().seconds > 0
     assert host.conditions()["throttling"] == "2 measurements discarded"
     assert host.failure is None
 
 
-def test_a_board_that_stays_throttled(ready, host, task, tmp_path, monkeypatch):
+def test_a_board_that_stays_throttled(ssh_server, host, task, tmp_path, monkeypatch):
     monkeypatch.setattr(ssh_host, "ASKING_SECONDS", 0.01)
     monkeypatch.setattr(ssh_host, "COOLING_SECONDS", 0.2)
-    ready.program("vcgencmd", "echo throttled=0x1")
-    search = Search(task(), host, Journal(tmp_path, "k", {}))
+    ssh_server.program("vcgencmd", "echo throttled=0x1")
+    found = Search(task(), host, Journal(tmp_path, "k", {}))
     with pytest.raises(BoardError) as error:
-        search.default_times()
+        found.default_times()
     assert "stays throttled for 0.2 seconds (under-voltage: use the board's own power supply" in str(error.value)
     assert str(error.value).endswith("what was measured is kept, and the same command goes on there")
+    host.failure = None  # the next test finds a calm board
+    ssh_server.program("vcgencmd", "echo throttled=0x0")
+    host._ask()
 
 
 @pytest.mark.parametrize("end", ["server", "connection"])
-def test_what_is_lost_meanwhile_is_one_error_and_no_trial(ready, host, task, target, tmp_path, end):
+def test_what_is_lost_meanwhile_is_one_error_and_no_trial(ready, task, target, tmp_path, few, end):
     """Killed in the middle of a measurement; the next run goes on with the trials of this one."""
-    kernel = task(size=8, channels=128)
+    kernel = task()
+    others = set(servers(ready)), set(ready.sessions())  # of the board that the other tests share
 
     def kill(moment):
-        if moment.trial < 8:
-            return
-        if end == "server":
-            for process in servers(ready):
+        if moment.trial == (2 if end == "server" else 0):
+            victims = set(ready.sessions()) - others[1] if end == "connection" else set(servers(ready)) - others[0]
+            for process in victims:
                 os.kill(process, signal.SIGKILL)
-        else:
-            ready.cut()
 
+    host = host_of(ready.address, target)
     with pytest.raises(BoardError) as error:
         tune_kernels([kernel], target, trials=20, host=host, output=tmp_path, progress=kill)
+    host.close()
     text = {"server": "the server that measures kernels was ended on the board", "connection": "connection was lost"}
     assert text[end] in str(error.value) and "\n" not in str(error.value)
     assert str(error.value).endswith("what was measured is kept, and the same command goes on there")
-    host.close()
-    wait_until(lambda: not servers(ready))
-
-    again = host_of(ready.address, target)
-    try:
-        (tuned,) = tune_kernels([kernel], target, trials=9, host=again, output=tmp_path).kernels
-    finally:
-        again.close()
-    assert (tuned.resumed, tuned.record.trials) == (8, 9)
+    wait_until(lambda: set(servers(ready)) <= others[0])
+    if end == "connection":
+        return
+    with contextlib.closing(host_of(ready.address, target)) as again:
+        (tuned,) = tune_kernels([kernel], target, trials=3, host=again, output=tmp_path).kernels
+    assert (tuned.resumed, tuned.record.trials) == (2, 3)
 
 
-def test_a_kernel_that_crashes_is_one_point_less(ready, host, task, tmp_path):
+def test_a_kernel_that_crashes_is_one_point_less(host, task, tmp_path):
     """It takes the process of its session along, not the server."""
-    search = Search(task(), host, Journal(tmp_path, "k", {}))
-    measured = host.times
+    found = Search(task(), host, Journal(tmp_path, "k", {}))
     library = Path(host._folder.name) / "crash.so"
     source = "__attribute__((constructor)) static void crash(void) { *(volatile int *)0 = 0; }"
     subprocess.run(["gcc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(library)], input=source, text=True, check=True)
     with pytest.raises(RuntimeError):
-        measured(library, [], 1, lambda: True)
+        host.times(library, [], 1, lambda: True)
     assert host.failure is None
-    assert search.default_times().seconds > 0
+    assert found.default_times().seconds > 0
 
 
-def test_an_interruption_ends_the_server(ready, tmp_path):
-    """The real thing, as a process: Ctrl-C while it measures."""
-    network = Path(tvmq.__file__).parents[1] / "examples" / "mnist" / "mnist-binary.onnx"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(tvmq.__file__).parents[1]), *sys.path])}
-    command = [sys.executable, "-m", "tvmq.cli", "tune", str(network), "--on", ready.address, "--trials", "1000"]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not list((tmp_path / "state").rglob("*.jsonl")):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-    assert servers(ready)
-    process.send_signal(signal.SIGINT)
-    out, error = process.communicate(timeout=120)
-    assert (process.returncode, out) == (130, ""), error
-    assert error.startswith("tvmq: interrupted at kernel 1 of 4 after ")
-    wait_until(lambda: not servers(ready) and not ready.sessions())
+def test_an_interruption_ends_the_server(ready, model, few):
+    """Ctrl-C while it measures."""
+    alive = []
+
+    def interrupt(moment):
+        if not alive:
+            alive.extend(servers(ready))
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = set(servers(ready))
+    with pytest.raises(KeyboardInterrupt):
+        tvmq.tune(model, on=ready.address, trials=4, progress=interrupt)
+    assert set(alive) > before
+    wait_until(lambda: set(servers(ready)) <= before)
 
 
 def test_a_target_for_another_core(board):
@@ -177,9 +188,10 @@ def test_a_target_for_another_core(board):
 
 def test_a_board_without_python(board):
     board.become(PI_4)
-    with pytest.raises(BoardError, match="the Python runtime is not ready .* run there: python3 -m venv"):
+    before = set(board.sessions())
+    with pytest.raises(BoardError, match=r"the Python runtime is not ready .* run there: python3 -m venv"):
         host_of(board.address, get_target("raspberry-pi-4"))
-    wait_until(lambda: not board.sessions())
+    wait_until(lambda: set(board.sessions()) <= before)
 
 
 def test_a_server_that_does_not_start(ready, target):

@@ -61,6 +61,7 @@ def _first_line() -> str:
 def _serve(server: object, listener: socket.socket, port: int, key: str) -> None:
     # Not rpc.Server, which starts another interpreter just to be able to end it.
     while True:
+        os.chdir("/")  # a session that crashed leaves us in a folder that is gone
         try:
             server._listen_loop(listener, port, key, None, None, None)  # type: ignore[attr-defined]
         except RuntimeError:

@@ -6,11 +6,12 @@ say() { [ -z "$2" ] || printf '%s=%s\n' "$1" "$2"; }
 first_line() { head -n 1 2>/dev/null | tr -d '\000\r'; }
 
 state() { # what changes while something runs
+    set --
     for number in $(cat /proc/cpuinfo 2>/dev/null | sed -nE 's/^processor[^0-9]*//p'); do
         folder=/sys/devices/system/cpu/cpu$number/cpufreq
-        say clock "$(cat "$folder/scaling_cur_freq" "$folder/scaling_max_freq" "$folder/scaling_governor" 2>/dev/null |
-            tr '\n' ' ')"
+        set -- "$@" "$folder/scaling_cur_freq" "$folder/scaling_max_freq" "$folder/scaling_governor"
     done
+    cat /dev/null "$@" 2>/dev/null | paste -d ' ' - - - | sed -n '/./s/^/clock=/p'
     if command -v vcgencmd >/dev/null 2>&1; then
         say throttled "$(vcgencmd get_throttled 2>&1 | first_line)"
         say temperature "$(vcgencmd measure_temp 2>/dev/null | first_line)"
