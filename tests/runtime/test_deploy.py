@@ -205,8 +205,6 @@ def test_the_python_runtime_runs_the_network(board, make_bundle, float_library, 
     done = deploy(bundle, board.address, runtime="python")
     assert (done.runtime, done.target, done.timing.repeat) == ("python", "host", 20)
     assert run_there(board, "tvmq/tiny/check.sh").stdout == "self-check passed\n"
-    failed = run_there(board, "tvmq/tiny/run.sh", "--input", "absent.npy", "--output-prefix", "y")
-    assert failed.returncode == 1 and failed.stderr.count("\n") == 1 and "absent.npy" in failed.stderr
     sent = {path.name for path in (board.home / "tvmq/tiny/python/tvmq").rglob("*.py")}
     assert "program.py" in sent and "bundle.py" not in sent
 

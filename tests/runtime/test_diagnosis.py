@@ -83,6 +83,12 @@ A76 = frozenset({"fp", "asimd", "asimdhp", "asimddp"})
             "apache-tvm is missing, apache-tvm-ffi is missing",
             "pip install",
         ),
+        (
+            {"packages": None, "python": "3.9.2"},
+            "Python",
+            "python3 is 3.9.2",
+            "install a system with Python 3.11 or later",
+        ),
         ({"usable": 1}, "threads", "only 1 of 2 processors may be used", "taskset"),
         ({"threads": "1"}, "threads", "says 1, and there are 2 processors", "unset it"),
         ({"memory_free": 100 << 20}, "memory", "105 MB free: little for Python", "--runtime cpp"),

@@ -40,6 +40,8 @@ _PYTHON_MEMORY = 256 << 20
 _BUSY = 0.25
 """Processes that want to run, per processor."""
 _BROKEN_FFI = (0, 1, 15)
+_OLDEST_PYTHON = (3, 11)
+"""TVM has no wheels for ARM and older ones."""
 _PERFORMANCE = "performance"
 _SET_GOVERNOR = "echo performance | sudo tee /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor"
 
@@ -288,19 +290,25 @@ def _python(facts: Facts) -> Iterator[Finding]:
         yield Finding(FINE, "Python", f"~/tvmq-python has {versions}")
         return
     text = f"{', '.join(problems)} ({_interpreter(facts)}): only needed for tvmq tune and --runtime python"
-    yield Finding(ADVICE, "Python", text, pip_command(facts.packages))
+    remedy = pip_command(facts.packages)
+    if _numbers(facts.python or "")[:2] < _OLDEST_PYTHON:
+        remedy = f"install a system with Python {'.'.join(map(str, _OLDEST_PYTHON))} or later, then there: {remedy}"
+    yield Finding(ADVICE, "Python", text, remedy)
 
 
 def _own_python(facts: Facts) -> Iterator[Finding]:
     versions = needed_versions()
     text = f"Python {platform.python_version()}, " + ", ".join(f"{name} {found}" for name, found in versions.items())
-    numbers = tuple(int(number) for number in re.findall(r"\d+", versions["apache-tvm-ffi"])[:3])
-    if numbers < _BROKEN_FFI:
+    if _numbers(versions["apache-tvm-ffi"])[:3] < _BROKEN_FFI:
         yield Finding(FINE, "Python", text)
         return
     broken = ".".join(map(str, _BROKEN_FFI))
     remedy = f"pip install 'apache-tvm-ffi<{broken}'"
     yield Finding(PROBLEM, "Python", f"{text}: from {broken} on apache-tvm-ffi crashes when it compiles", remedy)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version))
 
 
 def _interpreter(facts: Facts) -> str:

@@ -13,6 +13,7 @@ import io
 import json
 import signal
 import tarfile
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -285,6 +286,7 @@ def _archive(files: Mapping[str, bytes]) -> bytes:
         for name, content in {**files, _LIST: sums.encode()}.items():
             info = tarfile.TarInfo(name)
             info.size = len(content)
+            info.mtime = int(time.time())
             info.mode = 0o755 if name == "tvmq-run" or name.endswith(".sh") else 0o644
             archive.addfile(info, io.BytesIO(content))
     return buffer.getvalue()

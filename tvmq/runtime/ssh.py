@@ -39,6 +39,10 @@ _OPTIONS = (
     "-o ServerAliveInterval=5",
     "-o ServerAliveCountMax=3",
     "-o LogLevel=ERROR",
+    # Whatever the user has configured for working there by hand.
+    "-o ControlPersist=no",
+    "-o RemoteCommand=none",
+    "-o PermitLocalCommand=no",
 )
 _ADDRESS = re.compile(
     r"(?:(?P<user>[A-Za-z0-9_][A-Za-z0-9_.-]*)@)?"
@@ -66,7 +70,7 @@ _CAUSES = (
     (
         "Permission denied",
         "does not accept your key, and passwords are not asked for; copy the key there once with "
-        "`ssh-copy-id {command}`",
+        "`ssh-copy-id {command}`, or unlock it with `ssh-add`",
     ),
 )
 
@@ -328,7 +332,16 @@ class Connection:
     def _open(self) -> subprocess.Popen[bytes]:
         """The process that holds the connection.  It ends when its input does, so it cannot outlive us."""
         mark = uuid.uuid4().hex
-        master = self._popen([*self._ssh, "-M", *self.address.words, f"echo {mark}; exec cat >/dev/null"])
+        master = self._popen(
+            [
+                *self._ssh,
+                "-M",
+                "-o",
+                "ClearAllForwardings=yes",
+                *self.address.words,
+                f"echo {mark}; exec cat >/dev/null",
+            ]
+        )
         try:
             greeting = _read_until(master, mark.encode(), time.monotonic() + _OPENING_SECONDS)
             if greeting is None:
