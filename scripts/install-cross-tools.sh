@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Install what is needed to compile for ARM boards and to emulate them: scripts/install-cross-tools.sh [aarch64] [armhf]
+# Install what is needed to compile for ARM boards, to emulate them, and to test the way to them:
+# scripts/install-cross-tools.sh [aarch64] [armhf] [sshd]
 #
 # Does nothing where everything is there.  Uses apt-get as root or with a sudo that asks for no password; otherwise
 # prints the command to run and fails.
 set -euo pipefail
+PATH=$PATH:/usr/sbin # where sshd is, also for users
 
 tools() { # one "command package" per line
     echo "g++ g++"
@@ -11,7 +13,8 @@ tools() { # one "command package" per line
         case "$name" in
             aarch64) printf '%s\n' "aarch64-linux-gnu-g++ g++-aarch64-linux-gnu" "qemu-aarch64-static qemu-user-static" ;;
             armhf) printf '%s\n' "arm-linux-gnueabihf-g++ g++-arm-linux-gnueabihf" "qemu-arm-static qemu-user-static" ;;
-            *) echo "install-cross-tools: unknown architecture '$name'; known: aarch64 armhf" >&2; return 2 ;;
+            sshd) printf '%s\n' "ssh openssh-client" "sshd openssh-server" ;;
+            *) echo "install-cross-tools: unknown '$name'; known: aarch64 armhf sshd" >&2; return 2 ;;
         esac
     done
 }
@@ -33,12 +36,13 @@ if [ "$(id -u)" -ne 0 ]; then
 fi
 if command -v apt-get >/dev/null && { [ "$(id -u)" -eq 0 ] || sudo -n true 2>/dev/null; }; then
     echo "installing $packages"
+    # In "runlevel 1" no server is started because it was installed.
     # shellcheck disable=SC2086  # a list of packages
     "${as_root[@]}" apt-get -qq update && \
-        "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $packages >/dev/null || true
+        "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get -qq install -y --no-install-recommends $packages >/dev/null || true
     packages=$(missing_packages)
     [ -n "$packages" ] || exit 0
 fi
-echo "missing for ARM boards: ${packages% }" >&2
+echo "missing: ${packages% }" >&2
 echo "on Debian or Ubuntu, install with: sudo apt-get install --no-install-recommends ${packages% }" >&2
 exit 1

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tvmq.benchmark import bench
     from tvmq.compiler import compile
     from tvmq.errors import (
+        BoardError,
         BundleError,
         InputError,
         ModelError,
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from tvmq.model import Model
     from tvmq.nn import prepare
     from tvmq.runtime.bundle import Bundle, load_bundle
+    from tvmq.runtime.deploy import deploy
+    from tvmq.runtime.diagnosis import doctor
+    from tvmq.runtime.remote import run_on_board
     from tvmq.target import Target, get_target
     from tvmq.target import list_targets as targets
     from tvmq.transform.pipeline import pipeline
@@ -43,6 +47,7 @@ if TYPE_CHECKING:
 __all__ = [
     "GPFQ",
     "QNN",
+    "BoardError",
     "Bundle",
     "BundleError",
     "InputError",
@@ -58,6 +63,8 @@ __all__ = [
     "__version__",
     "bench",
     "compile",
+    "deploy",
+    "doctor",
     "errors",
     "get_target",
     "load",
@@ -66,6 +73,7 @@ __all__ = [
     "pipeline",
     "prepare",
     "quantize",
+    "run_on_board",
     "targets",
     "transform",
     "tune",
@@ -76,6 +84,7 @@ __all__ = [
 _HOMES = {
     "GPFQ": ("tvmq.methods.gpfq_config", "GPFQ"),
     "QNN": ("tvmq.methods.qnn", "QNN"),
+    "BoardError": ("tvmq.errors", "BoardError"),
     "Bundle": ("tvmq.runtime.bundle", "Bundle"),
     "BundleError": ("tvmq.errors", "BundleError"),
     "InputError": ("tvmq.errors", "InputError"),
@@ -90,6 +99,8 @@ _HOMES = {
     "UnsupportedOperatorError": ("tvmq.errors", "UnsupportedOperatorError"),
     "bench": ("tvmq.benchmark", "bench"),
     "compile": ("tvmq.compiler", "compile"),
+    "deploy": ("tvmq.runtime.deploy", "deploy"),
+    "doctor": ("tvmq.runtime.diagnosis", "doctor"),
     "errors": ("tvmq.errors", ""),
     "get_target": ("tvmq.target", "get_target"),
     "load": ("tvmq.frontend", "load"),
@@ -98,6 +109,7 @@ _HOMES = {
     "pipeline": ("tvmq.transform.pipeline", "pipeline"),
     "prepare": ("tvmq.nn", "prepare"),
     "quantize": ("tvmq.methods.quantize", "quantize"),
+    "run_on_board": ("tvmq.runtime.remote", "run_on_board"),
     "targets": ("tvmq.target", "list_targets"),
     "transform": ("tvmq.transform", ""),
     "tune": ("tvmq.tuning.tune", "tune"),

@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
+    "BoardError",
     "BundleError",
     "InputError",
     "ModelError",
@@ -40,6 +41,10 @@ class InputError(TvmqError, ValueError):
 
 class BundleError(TvmqError):
     """A ``.tvmq`` file that is truncated, damaged, of another version, or built for another core."""
+
+
+class BoardError(TvmqError):
+    """A board that cannot be reached, that does not fit, or on which something went wrong."""
 
 
 class RecordError(TvmqError):

@@ -8,13 +8,26 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Machine", "architecture_of", "this_machine"]
+__all__ = ["Machine", "architecture_of", "largest_core", "this_machine"]
 
 _CPUINFO = Path("/proc/cpuinfo")
 # The 32-bit ARM triples that LLVM knows all run on the same Debian architecture.
 _ARCHITECTURES = {"amd64": "x86_64", "x86-64": "x86_64", "arm64": "aarch64", "arm": "armv7l"}
-# "CPU part" of cores made by Arm.
-_ARM_CORES = {"0xd03": "cortex-a53", "0xd08": "cortex-a72", "0xd0b": "cortex-a76"}
+# "CPU part" of cores made by Arm, from the slowest to the fastest.
+_ARM_CORES = {
+    "0xb76": "arm1176jzf-s",
+    "0xc07": "cortex-a7",
+    "0xd04": "cortex-a35",
+    "0xd03": "cortex-a53",
+    "0xd05": "cortex-a55",
+    "0xd07": "cortex-a57",
+    "0xd08": "cortex-a72",
+    "0xd09": "cortex-a73",
+    "0xd0a": "cortex-a75",
+    "0xd0b": "cortex-a76",
+    "0xd0d": "cortex-a77",
+    "0xd41": "cortex-a78",
+}
 _ARM_IMPLEMENTER = "0x41"
 
 
@@ -101,6 +114,24 @@ def architecture_of(triple: str) -> str:
     if word.startswith(("armv7", "armv8")):
         return "armv7l"
     return _ARCHITECTURES.get(word, word)
+
+
+def largest_core(cores: Iterable[str]) -> str | None:
+    """The core that work runs on where a processor has slow and fast ones.
+
+    Parameters
+    ----------
+    cores : iterable of str
+        LLVM's names, as in :attr:`Machine.core`.
+
+    Returns
+    -------
+    str or None
+        The fastest that we know; None if we know none.
+    """
+    found = set(cores)
+    known = [core for core in _ARM_CORES.values() if core in found]
+    return known[-1] if known else None
 
 
 def this_machine() -> Machine:

@@ -16,7 +16,7 @@ from tvmq.cli import app
 from tvmq.errors import BundleError, ModelError
 from tvmq.report import receipt
 
-COMMANDS = ["bench", "bundle", "compile", "inspect", "quantize", "run", "targets", "tune"]
+COMMANDS = ["bench", "bundle", "compile", "deploy", "doctor", "inspect", "quantize", "run", "targets", "tune"]
 
 LAYER = {
     "name": "conv1",

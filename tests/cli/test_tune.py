@@ -144,14 +144,16 @@ def test_errors_are_one_line(monkeypatch, tuned):
 
 def test_help_says_how_to_contribute():
     text = re.sub(r"\s+", " ", command("--help").stdout)
-    for part in ("--output schedules", "schedules/TARGET/conv2d.json", "pull request", "through ssh"):
+    for part in ("--output schedules", "schedules/TARGET/conv2d.json", "pull request", "through ssh only"):
         assert part in text
 
 
 def test_a_bad_place_is_an_error_before_any_trial():
-    result = command(str(NETWORK), "--on", "ssh://pi@board")
-    assert result.exit_code == 1
-    assert "cannot tune on ssh://pi@board yet; use host, or tracker://address:port/key" in result.stderr
+    result = command(str(NETWORK), "--on", "ssh://pi@board:0")
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert "port 0 is not between 1 and 65535" in result.stderr
+    result = command(str(NETWORK), "--on", "pi@board")
+    assert "cannot tune on 'pi@board'; use host, ssh://user@host, or tracker://" in result.stderr
 
 
 def test_ctrl_c(tmp_path):

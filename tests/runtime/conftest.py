@@ -17,6 +17,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from tvm import relax
 
 import tvmq
+from tests.boards import board, ssh_server  # noqa: F401  (fixtures)
 from tvmq.runtime.bundle import Bundle
 from tvmq.runtime.toolchain import build_runner, export_library
 from tvmq.target import Target, get_target
@@ -151,3 +152,37 @@ def make_bundle(float_network: Network, float_library: bytes) -> Callable[..., B
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def board_bundle(integer_network: Network, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The integer network for emulated boards, saved; its self-check is exact."""
+    targets = [get_target(name) for name in EMULATED]
+    described = {
+        target.name: {
+            "triple": target.triple,
+            "mcpu": target.mcpu,
+            "required_cpu_flags": list(target.required_cpu_flags),
+        }
+        for target in targets
+    }
+    tensors = [("x", integer_network.arrays[0]), ("bias", integer_network.arrays[1])]
+    (expected,) = integer_network.expected
+    manifest = {
+        "tvmq": "0.1.0",
+        "tvm": tvm.__version__,
+        "name": "integers",
+        "inputs": [{"name": name, "shape": list(a.shape), "dtype": str(a.dtype)} for name, a in tensors],
+        "outputs": [{"name": "y", "shape": list(expected.shape), "dtype": str(expected.dtype)}],
+        "targets": described,
+        "layers": {target.name: [] for target in targets},
+    }
+    bundle = Bundle(
+        manifest=manifest,
+        model_json="{}",
+        libraries={target.name: integer_network.library(target) for target in targets},
+        check_inputs=integer_network.arrays,
+        check_outputs=integer_network.expected,
+    )
+    bundle.save(tmp_path_factory.mktemp("bundle") / "net.tvmq")
+    return bundle

@@ -14,10 +14,12 @@ from tvm.s_tir.meta_schedule.builder import BuilderResult, PyBuilder
 from tvm.s_tir.meta_schedule.runner import PyRunner, PyRunnerFuture, RunnerResult
 
 import tvmq
+from tests.boards import board, ssh_server  # noqa: F401  (fixtures)
 from tvmq.kernels.conv2d import conv2d
 from tvmq.kernels.knobs import KINDS, Knobs
 from tvmq.kernels.workload import Conv2dWorkload, Thresholds
 from tvmq.target import Target, get_target
+from tvmq.tuning.hosts import Host
 from tvmq.tuning.tasks import Task
 
 DEFAULT_SECONDS = 1e-5
@@ -77,7 +79,7 @@ def model() -> tvmq.Model:
     return tvmq.load(tvmq.prepare(network.eval(), config).eval(), (torch.zeros(1, 1, 6, 6),))
 
 
-class FakeHost:
+class FakeHost(Host):
     """Times of a formula instead of a machine.
 
     Parameters
@@ -88,9 +90,10 @@ class FakeHost:
     """
 
     name = "host"
+    description = "a formula"
 
     def __init__(self, task: Task, ratio: Callable[[Mapping[str, int]], float | None]) -> None:
-        self.ratio = ratio
+        self.ratio, self.target = ratio, task.target
         self.measured: list[Knobs] = []
         points = task.kind.space(task.function, task.target)
         self.points = {self.text(task.kind.apply(task.function, task.target, point)): point for point in points}

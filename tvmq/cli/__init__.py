@@ -8,6 +8,8 @@ import tvmq
 from tvmq.cli.bench import bench_command
 from tvmq.cli.bundle import bundle_command
 from tvmq.cli.compile import compile_command
+from tvmq.cli.deploy import deploy_command
+from tvmq.cli.doctor import doctor_command
 from tvmq.cli.inspect import inspect_command
 from tvmq.cli.quantize import quantize_command
 from tvmq.cli.run import run_command
@@ -32,11 +34,15 @@ app.command(
     "quantize",
     epilog="Example: tvmq quantize net.onnx --weights ternary --activations 2 --calibration images/ -o net-gpfq.tvmq",
 )(quantize_command)
-app.command("run", epilog="Example: tvmq run net.tvmq --input images.npz --output scores.npz")(run_command)
-app.command("tune", epilog="Example: tvmq tune net.onnx --target host --trials 64")(tune_command)
+app.command("run", epilog="Example: tvmq run net.tvmq --on ssh://pi@raspberrypi.local --check")(run_command)
+app.command("tune", epilog="Example: tvmq tune net.onnx --target raspberry-pi-4 --on ssh://pi@raspberrypi.local")(
+    tune_command
+)
 app.command("bundle", epilog="Example: tvmq bundle net.tvmq --target raspberry-pi-4 -o net-pi4")(bundle_command)
 app.command("inspect", epilog="Example: tvmq inspect net.tvmq --target raspberry-pi-4")(inspect_command)
 app.command("bench", epilog="Example: tvmq bench net.tvmq --rivals onnxruntime --chart bench.png")(bench_command)
+app.command("deploy", epilog="Example: tvmq deploy net.tvmq pi@raspberrypi.local")(deploy_command)
+app.command("doctor", epilog="Example: tvmq doctor ssh://pi@raspberrypi.local")(doctor_command)
 app.command("targets", epilog="Example: tvmq targets --json")(targets_command)
 
 

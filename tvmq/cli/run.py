@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +10,8 @@ import typer
 import tvmq
 from tvmq.cli.answer import Answer, Debug, Json, answers, progress
 from tvmq.cli.arrays import read_arrays, write_arrays
-from tvmq.errors import BundleError, TargetError
+from tvmq.errors import BundleError, InputError, TargetError
+from tvmq.runtime.ssh import Address
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,14 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["run_command"]
 
+_HOST, _QEMU = "host", "qemu"
 _SHOWN = 8  # values of an output that are printed
-
-
-class Place(str, Enum):
-    """Where a network runs."""
-
-    host = "host"
-    qemu = "qemu"
 
 
 @answers
@@ -39,8 +33,13 @@ def run_command(
     ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="An .npz file to write the outputs to.")] = None,
     on: Annotated[
-        Place, typer.Option("--on", help="This machine, or an emulator of the target's processor.")
-    ] = Place.host,
+        str,
+        typer.Option(
+            "--on",
+            metavar="host|qemu|ssh://USER@HOST[:PORT]",
+            help="This machine, an emulator of the target's processor, or a board, where nothing is left behind.",
+        ),
+    ] = _HOST,
     target: Annotated[
         str | None,
         typer.Option("--target", metavar="NAME", help="Which of the file's targets. [default: the one that fits]"),
@@ -54,28 +53,44 @@ def run_command(
     """Run a compiled network."""
     if check and (inputs is not None or output is not None):
         raise typer.BadParameter("--check uses the file's own inputs and outputs; leave out --input and --output")
+    _check_place(on)
     bundle = tvmq.load_bundle(file)
     bundle.require_compiled()
     arrays = _inputs(bundle, inputs)
-    if on is Place.qemu:
+    if on == _HOST:
+        with progress("running on this machine"):
+            results = bundle.run(*arrays, target=target)
+    elif on == _QEMU:
         target = target or _emulated_target(bundle)
         with progress(f"running on an emulated {target}"):
             results = bundle.run_emulated(target, *arrays)
     else:
-        with progress("running on this machine"):
-            results = bundle.run(*arrays, target=target)
+        with progress(f"running on {on}"):
+            results = tvmq.run_on_board(bundle, on, *arrays, target=target)
     if check:
         return _check_answer(file, bundle.mismatches(results))
 
     names = [spec["name"] for spec in bundle.manifest["outputs"]]
     outputs = [_described(name, array, output is None) for name, array in zip(names, results, strict=True)]
-    data: dict[str, Any] = {"on": on.value, "target": target, "outputs": outputs}
+    data: dict[str, Any] = {"on": on, "target": target, "outputs": outputs}
     lines = [_shown(name, array) for name, array in zip(names, results, strict=True)]
     if output is not None:
         write_arrays(output, names, results)
         data["output"] = str(output)
         lines.append(f"wrote {output}")
     return Answer(data, "\n".join(lines))
+
+
+def _check_place(on: str) -> None:
+    """A slip in the name of a place is wrong usage."""
+    if on in (_HOST, _QEMU):
+        return
+    try:
+        if not on.startswith("ssh://"):
+            raise InputError(f"'{on}' is none of host, qemu and ssh://user@host")
+        Address.parse(on)
+    except InputError as error:
+        raise typer.BadParameter(str(error), param_hint="--on") from None
 
 
 def _emulated_target(bundle: Bundle) -> str:

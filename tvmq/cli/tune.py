@@ -39,10 +39,10 @@ def tune_command(
         str,
         typer.Option(
             "--on",
-            metavar="host|tracker://ADDRESS:PORT/KEY",
-            help="Where to measure: here, or on machines that are registered at a tracker of TVM. Whoever reaches a "
-            "tracker or its machines can run anything on them: let them listen on 127.0.0.1 only, and reach them "
-            "through ssh.",
+            metavar="host|ssh://USER@HOST[:PORT]|tracker://ADDRESS:PORT/KEY",
+            help="Where to measure: here, on a board, or on machines that are registered at a tracker of TVM. Whoever "
+            "reaches TVM's server can run anything there: on a board it listens on 127.0.0.1 only, is reached through "
+            "ssh only, and ends with this command. Let trackers listen on 127.0.0.1 only, too.",
         ),
     ] = "host",
     output: Annotated[
@@ -64,6 +64,9 @@ def tune_command(
     kept: tuning never makes a network slower, and never changes its results. Kernels are tuned one after another, those
     that take most time first. Ctrl-C or a crash loses nothing: the same command goes on where it stopped. Tuning takes
     about half a second per trial; close other programs, which disturb the times.
+
+    A board needs TVM's Python runtime; `tvmq doctor ssh://USER@HOST` says how to install it. Times that were taken
+    while the board was throttled are discarded, and taken again once it has recovered.
 
     To contribute what you found: clone the repository of tvmq, run this command with --output schedules in the clone,
     commit the file schedules/TARGET/conv2d.json that it writes, and open a pull request with it. The file says by

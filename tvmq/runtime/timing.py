@@ -10,7 +10,7 @@ import numpy as np
 
 from tvmq.errors import InputError
 
-__all__ = ["Timing", "measure"]
+__all__ = ["Timing", "measure", "run_seconds"]
 
 # The first runs touch memory for the first time, start the threads and wake the clock up.
 _WARM_UP_RUNS = 3
@@ -97,6 +97,29 @@ def measure(call: Callable[[], object], repeat: int) -> Timing:
     InputError
         If ``repeat`` is below 1.
     """
+    return Timing.from_seconds(run_seconds(call, repeat))
+
+
+def run_seconds(call: Callable[[], object], repeat: int) -> list[float]:
+    """The times of single runs.
+
+    Parameters
+    ----------
+    call : callable
+        What to time; it is also called a few times beforehand, untimed.
+    repeat : int
+        Number of timed calls.
+
+    Returns
+    -------
+    list of float
+        Seconds, in the order of the calls.
+
+    Raises
+    ------
+    InputError
+        If ``repeat`` is below 1.
+    """
     if repeat < 1:
         raise InputError(f"repeat must be 1 or more, not {repeat}")
     for _ in range(_WARM_UP_RUNS):
@@ -106,4 +129,4 @@ def measure(call: Callable[[], object], repeat: int) -> Timing:
         start = perf_counter()
         call()
         seconds.append(perf_counter() - start)
-    return Timing.from_seconds(seconds)
+    return seconds

@@ -7,13 +7,15 @@ are the times of candidate and default in turns (see :mod:`tvmq.tuning.measure`)
 
 from __future__ import annotations
 
+import abc
+import contextlib
 import functools
-import re
+import platform
 import socket
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import tvm
 from tvm import tirx
@@ -21,13 +23,12 @@ from tvm.ir.utils import derived_object
 from tvm.s_tir.meta_schedule.builder import BuilderResult, PyBuilder
 from tvm.s_tir.meta_schedule.runner import EvaluatorConfig, PyRunner, PyRunnerFuture, RPCConfig, RPCRunner, RunnerResult
 
-from tvmq.errors import InputError, TargetError, ToolchainError
-from tvmq.machine import this_machine
+from tvmq.errors import ToolchainError
 from tvmq.runtime.toolchain import find_compiler, link_library
 from tvmq.target import Target
 from tvmq.tuning.measure import CANDIDATE, DEFAULT, pair_times, random_array
 
-__all__ = ["Host", "LocalHost", "TrackerHost", "host_of"]
+__all__ = ["Alive", "Builder", "Done", "Host", "LocalHost", "TrackerHost", "compiled", "reason_of", "tensors"]
 
 CONNECT_SECONDS = 10
 SESSION_SECONDS = 60
@@ -37,63 +38,45 @@ Alive = Callable[[], bool]
 """False once the user wants to stop."""
 
 
-class Host(Protocol):
+class Host(abc.ABC):
     """A place where candidates are compared with the analytic default.
 
     Attributes
     ----------
     name : str
         As the user wrote it.
+    target : Target
+        What is tuned for, with as many threads as run there.
+    failure : str or None
+        Why nothing can be measured there any more; None while it can.
     """
 
     name: str
+    target: Target
+    failure: str | None = None
 
+    @property
+    @abc.abstractmethod
+    def description(self) -> str:
+        """What it is, for the records."""
+
+    @abc.abstractmethod
     def builder(self, default: tirx.PrimFunc, alive: Alive) -> Any:
         """A builder of MetaSchedule for candidates that are to be compared with the scheduled default."""
 
+    @abc.abstractmethod
     def runner(self, rounds: int, alive: Alive) -> Any:
         """A runner of MetaSchedule whose results are `rounds` times of each of the two."""
 
+    def conditions(self) -> Mapping[str, str]:
+        """Under which conditions it was measured so far, for the records."""
+        return {}
 
-def host_of(on: str, target: Target) -> Host:
-    """The place that ``--on`` names.
-
-    Parameters
-    ----------
-    on : str
-        ``"host"`` or ``"tracker://address:port/key"``.
-    target : Target
-        What is tuned for.
-
-    Returns
-    -------
-    Host
-
-    Raises
-    ------
-    InputError
-        For another text.
-    TargetError
-        If this machine cannot run what is built for ``target``.
-    ToolchainError
-        If a cross compiler or a package is missing, or no machine answers.
-    """
-    if on == "host":
-        obstacle = this_machine().obstacle(target.triple, target.required_cpu_flags)
-        if obstacle is not None:
-            raise TargetError(
-                f"target '{target.name}' {obstacle}; measure on such a machine with --on tracker://address:port/key"
-            )
-        return LocalHost(target)
-    if on.startswith("ssh://") or on == "simulate":
-        raise InputError(f"cannot tune on {on} yet; use host, or tracker://address:port/key")
-    match = re.fullmatch(r"tracker://([^:/]+):(\d{1,5})/([\w.-]+)", on)
-    if match is None:
-        raise InputError(f"cannot tune on {on!r}; use host, or tracker://address:port/key")
-    return TrackerHost(target, match[1], int(match[2]), match[3])
+    def close(self) -> None:  # noqa: B027  (most places have nothing to end)
+        """End whatever runs there."""
 
 
-class LocalHost:
+class LocalHost(Host):
     """The process itself: nothing is started, copied or linked.
 
     Parameters
@@ -104,30 +87,35 @@ class LocalHost:
     name = "host"
 
     def __init__(self, target: Target) -> None:
-        self._target = target
+        self.target = target
         self._built: dict[str, dict[str, Any]] = {}
+
+    @property
+    def description(self) -> str:
+        """The processor's name."""
+        return _processor()
 
     def builder(self, default: tirx.PrimFunc, alive: Alive) -> Any:
         """See :class:`Host`; the default is built once."""
 
         @functools.cache
         def default_library() -> Any:
-            return _compiled({DEFAULT: default}, self._target).mod
+            return compiled({DEFAULT: default}, self.target).mod
 
         def build(candidate: tirx.PrimFunc) -> str:
             name = f"trial{len(self._built)}"
-            candidate_library = _compiled({CANDIDATE: candidate}, self._target).mod
+            candidate_library = compiled({CANDIDATE: candidate}, self.target).mod
             self._built[name] = {CANDIDATE: candidate_library, DEFAULT: default_library()}
             return name
 
-        return _Builder(build, alive)
+        return Builder(build, alive)
 
     def runner(self, rounds: int, alive: Alive) -> Any:
         """See :class:`Host`."""
         return _LocalRunner(self._built, rounds, alive)
 
 
-class TrackerHost:
+class TrackerHost(Host):
     """Machines that run ``python -m tvm.exec.rpc_server`` and have registered at a tracker.
 
     Parameters
@@ -144,7 +132,7 @@ class TrackerHost:
 
     def __init__(self, target: Target, address: str, port: int, key: str) -> None:
         self.name = f"tracker://{address}:{port}/{key}"
-        self._target = target
+        self.target = target
         _require_cloudpickle()
         find_compiler(target)
         self._config = RPCConfig(address, port, key, session_timeout_sec=SESSION_SECONDS)
@@ -158,17 +146,22 @@ class TrackerHost:
         self._count_built = 0
         self._runners: dict[int, Any] = {}
 
+    @property
+    def description(self) -> str:
+        """The key, as several machines may have it."""
+        return f"a machine registered as '{self._config.tracker_key}'"
+
     def builder(self, default: tirx.PrimFunc, alive: Alive) -> Any:
         """See :class:`Host`; both functions travel in one library."""
-        link = link_library(self._target)
+        link = link_library(self.target)
 
         def build(candidate: tirx.PrimFunc) -> str:
             self._count_built += 1
             path = Path(self._folder.name) / f"trial{self._count_built}.so"
-            _compiled({CANDIDATE: candidate, DEFAULT: default}, self._target).export_library(str(path), fcompile=link)
+            compiled({CANDIDATE: candidate, DEFAULT: default}, self.target).export_library(str(path), fcompile=link)
             return str(path)
 
-        return _Builder(build, alive)
+        return Builder(build, alive)
 
     def runner(self, rounds: int, alive: Alive) -> Any:
         """See :class:`Host`; several machines share the candidates, and worker processes serve all kernels."""
@@ -190,17 +183,29 @@ class TrackerHost:
             socket.create_connection((self._config.tracker_host, self._config.tracker_port), CONNECT_SECONDS).close()
             entries = rpc.connect_tracker(self._config.tracker_host, self._config.tracker_port).summary()["server_info"]
         except Exception as error:  # TVM raises RuntimeError, OSError, or classes of its own
-            raise ToolchainError(f"{self.name}: no tracker answers there ({_reason(error)})") from None
+            raise ToolchainError(f"{self.name}: no tracker answers there ({reason_of(error)})") from None
         return sum(entry["key"] == f"server:{self._config.tracker_key}" for entry in entries)
 
 
-def _compiled(functions: Mapping[str, tirx.PrimFunc], target: Target) -> Any:
+def compiled(functions: Mapping[str, tirx.PrimFunc], target: Target) -> Any:
+    """Build functions.
+
+    Parameters
+    ----------
+    functions : mapping of str to tirx.PrimFunc
+        Scheduled, by the names that they are to have.
+    target : Target
+
+    Returns
+    -------
+    tvm.runtime.Executable
+    """
     module = tvm.IRModule({name: function.with_attr("global_symbol", name) for name, function in functions.items()})
     return tvm.compile(module, target=target.tvm_target())
 
 
 @derived_object
-class _Builder(PyBuilder):
+class Builder(PyBuilder):
     """Builds in this process; what `build` returns is where the runner finds the library."""
 
     def __init__(self, build: Callable[[tirx.PrimFunc], str], alive: Alive) -> None:
@@ -208,15 +213,17 @@ class _Builder(PyBuilder):
         self.build_one, self.alive = build, alive
 
     def build(self, build_inputs: Any) -> Any:
+        """All of them, one after another."""
         return [self.one(item.mod["main"]) for item in build_inputs]
 
     def one(self, candidate: tirx.PrimFunc) -> Any:
+        """The library of one candidate, or why there is none."""
         if not self.alive():
             return BuilderResult(None, "interrupted")
         try:
             return BuilderResult(self.build_one(candidate), None)
         except Exception as error:  # a schedule that TVM or LLVM rejects is one point less, not the end
-            return BuilderResult(None, _reason(error))
+            return BuilderResult(None, reason_of(error))
 
 
 @derived_object
@@ -228,21 +235,21 @@ class _LocalRunner(PyRunner):
         self.built, self.rounds, self.alive = built, rounds, alive
 
     def run(self, runner_inputs: Any) -> Any:
-        return [_Done(self.one(item)) for item in runner_inputs]
+        return [Done(self.one(item)) for item in runner_inputs]
 
     def one(self, item: Any) -> Any:
         libraries = self.built.pop(str(item.artifact_path))
         if not self.alive():
             return RunnerResult(None, "interrupted")
         try:
-            arguments = _tensors([info.as_json() for info in item.args_info], tvm.cpu())
+            arguments = tensors([info.as_json() for info in item.args_info], tvm.cpu())
             return RunnerResult(pair_times(libraries, tvm.cpu(), arguments, self.rounds, self.alive), None)
         except Exception as error:  # as above
-            return RunnerResult(None, _reason(error))
+            return RunnerResult(None, reason_of(error))
 
 
 @derived_object
-class _Done(PyRunnerFuture):
+class Done(PyRunnerFuture):
     """A result that is there."""
 
     def __init__(self, value: Any) -> None:
@@ -250,14 +257,28 @@ class _Done(PyRunnerFuture):
         self.value = value
 
     def done(self) -> bool:
+        """It is."""
         return True
 
     def result(self) -> Any:
+        """The result."""
         return self.value
 
 
-def _tensors(args_info: Sequence[Any], device: Any) -> list[Any]:
-    """Arguments as MetaSchedule describes them: ("TENSOR", data type, shape)."""
+def tensors(args_info: Sequence[Any], device: Any) -> list[Any]:
+    """Arguments with random values.
+
+    Parameters
+    ----------
+    args_info : sequence
+        As MetaSchedule describes them: ("TENSOR", data type, shape).
+    device : tvm.runtime.Device
+        Where they are to be.
+
+    Returns
+    -------
+    list of tvm.runtime.Tensor
+    """
     return [
         tvm.runtime.tensor(random_array([int(size) for size in shape], str(dtype)), device)
         for _, dtype, shape in args_info
@@ -266,12 +287,22 @@ def _tensors(args_info: Sequence[Any], device: Any) -> list[Any]:
 
 def _allocate(_session: Any, device: Any, args_info: Any, _repeat: int) -> list[Any]:
     """MetaSchedule's own arguments are random also where a kernel expects the number of a class."""
-    return [_tensors(args_info, device)]
+    return [tensors(args_info, device)]
 
 
 def _evaluate(_session: Any, library: Any, device: Any, config: Any, arguments: Any) -> list[float]:
     """Runs in a worker of MetaSchedule, and times on the machine that was lent."""
     return pair_times({CANDIDATE: library, DEFAULT: library}, device, arguments[0], config.repeat)
+
+
+def _processor() -> str:
+    """The processor's name as the kernel knows it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() in ("model name", "Model") and value.strip():
+                return value.strip()
+    return platform.processor() or platform.machine()
 
 
 def _require_cloudpickle() -> None:
@@ -283,6 +314,16 @@ def _require_cloudpickle() -> None:
         ) from None
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """The last line of an error's text, or else its kind.
+
+    Parameters
+    ----------
+    error : Exception
+
+    Returns
+    -------
+    str
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

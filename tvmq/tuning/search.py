@@ -25,7 +25,7 @@ from tvm.s_tir.meta_schedule.logging import get_logger, get_logging_func
 from tvm.s_tir.meta_schedule.runner import RunnerInput, RunnerResult
 from tvm.s_tir.meta_schedule.search_strategy import MeasureCandidate, PySearchStrategy
 
-from tvmq.errors import ToolchainError
+from tvmq.errors import BoardError, ToolchainError
 from tvmq.kernels.knobs import Knobs
 from tvmq.tuning.hosts import Host
 from tvmq.tuning.journal import Journal, Trial
@@ -159,9 +159,13 @@ class Search:
         ------
         ToolchainError
             If it cannot be built or run.
+        BoardError
+            If the board it was to run on is lost.
         """
         (result,) = self.measure(self.points[:1], TRIAL_ROUNDS)
         if isinstance(result, str):
+            if self.host.failure is not None:
+                raise BoardError(self.host.failure)
             raise ToolchainError(f"{self.task.title}: could not be measured on {self.host.name}: {result}")
         return result
 

@@ -8,7 +8,6 @@ import datetime
 import importlib
 import json
 import os
-import platform
 import signal
 import threading
 import time
@@ -20,13 +19,14 @@ from typing import Any
 import tvm
 
 from tvmq import __version__
-from tvmq.errors import InputError, RecordError
+from tvmq.errors import BoardError, InputError, RecordError
 from tvmq.model import Model
 from tvmq.records import Record, file_name, read_records, user_folder, write_records
 from tvmq.report.table import table
 from tvmq.target import Target, get_target
-from tvmq.tuning.hosts import Host, host_of
+from tvmq.tuning.hosts import Host
 from tvmq.tuning.journal import Journal, user_trials
+from tvmq.tuning.places import host_of
 from tvmq.tuning.search import Search, require_cost_model
 from tvmq.tuning.tasks import Task, network_tasks
 
@@ -228,8 +228,9 @@ def tune(
         Schedules to measure for each distinct kernel; kernels that take less than a twentieth of the time get a
         quarter.
     on : str
-        Where to measure: ``"host"``, or ``"tracker://address:port/key"`` for machines that are registered at a tracker
-        of TVM.  TVM's remote calls are not protected in any way: reach trackers through ssh only.
+        Where to measure: ``"host"``, ``"ssh://user@host:port"`` for a board, or ``"tracker://address:port/key"`` for
+        machines that are registered at a tracker of TVM.  TVM's remote calls are not protected in any way: on a board
+        they are reached through ssh only, and trackers should be.
     output : path-like, optional
         Folder of records; default: the user's own, which :func:`tvmq.compile` reads by itself.
     again : bool
@@ -249,6 +250,8 @@ def tune(
         For an unknown target, or one that cannot be measured there.
     ToolchainError
         If xgboost or a compiler is missing, or nothing could be measured.
+    BoardError
+        If the board cannot be reached, or is lost meanwhile; what was measured is kept.
     RecordError
         If records cannot be read or written.
     KeyboardInterrupt
@@ -262,8 +265,12 @@ def tune(
         # A kernel that is cut for more threads than will run it is the wrong one to measure.
         core = dataclasses.replace(core, cores=min(core.cores, tvm.runtime.num_threads()))
     host = host_of(on, core)
-    tasks = network_tasks(model, core)
-    return tune_kernels(tasks, core, trials=trials, host=host, output=output, again=again, progress=progress)
+    try:
+        core = host.target
+        tasks = network_tasks(model, core)
+        return tune_kernels(tasks, core, trials=trials, host=host, output=output, again=again, progress=progress)
+    finally:
+        host.close()
 
 
 def tune_kernels(
@@ -302,7 +309,11 @@ def tune_kernels(
     place = host if host is not None else host_of("host", core)
     folder = user_folder() if output is None else Path(output)
     _require_writable(folder)
-    with _stoppable() as alive:
+    with _stoppable() as wanted:
+
+        def alive() -> bool:
+            return wanted() and place.failure is None
+
         return _Session(tasks, core, trials, place, folder, again, progress, alive).run()
 
 
@@ -347,7 +358,7 @@ class _Session:
 
     def _default_seconds(self, text: str) -> float:
         if not self.alive():
-            raise KeyboardInterrupt
+            raise self._end()
         if text in self.known:
             return 1e-6 * self.known[text].default_microseconds
         return self.searches[text].default_times().default_seconds
@@ -382,7 +393,7 @@ class _Session:
         search.run(self.budgets[text])
         best = search.finals() if self.alive() else None
         if not self.alive():
-            raise KeyboardInterrupt
+            raise self._end()
         knobs, times = best if best is not None else (search.points[0], search.default_times())
         default_seconds = times.default_seconds
         return Record(
@@ -394,8 +405,12 @@ class _Session:
             default_microseconds=1e6 * default_seconds,
             spread=times.spread,
             trials=len(search.journal.trials),
-            about=self.about,
+            about={**self.about, **self.host.conditions()},
         )
+
+    def _end(self) -> BaseException:
+        """Why it ends before the end."""
+        return KeyboardInterrupt() if self.host.failure is None else BoardError(self.host.failure)
 
     def _report(self, text: str) -> None:
         if self.progress is None:
@@ -431,21 +446,11 @@ def _known(folder: Path) -> dict[str, Record]:
 def _about(host: Host) -> Mapping[str, str]:
     return {
         "date": datetime.date.today().isoformat(),
-        "host": _processor() if host.name == "host" else f"a machine registered as '{host.name.rpartition('/')[2]}'",
+        "host": host.description,
         "tvmq": __version__,
         "tvm": tvm.__version__,
         "xgboost": importlib.import_module("xgboost").__version__,
     }
-
-
-def _processor() -> str:
-    """The processor's name as the kernel knows it."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() in ("model name", "Model") and value.strip():
-                return value.strip()
-    return platform.processor() or platform.machine()
 
 
 def _require_writable(folder: Path) -> None:
