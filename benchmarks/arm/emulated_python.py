@@ -16,7 +16,7 @@ from blocks import cache_folder
 
 __all__ = ["WHEELS", "environment", "prefix", "python"]
 
-WHEELS = ("numpy==2.4.6", "onnxruntime==1.31.1", "ncnn==1.0.20261020")
+WHEELS = ("numpy==2.4.6", "onnxruntime==1.31.1", "ncnn==1.0.20261020", "MNN==3.6.1")
 _RELEASE, _MIRROR = "bookworm", "http://deb.debian.org/debian"
 _PACKAGES = ("python3-minimal", "libpython3.11-stdlib", "libstdc++6", "libgomp1", "zlib1g", "libc-bin")
 _PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64")

@@ -2,7 +2,7 @@
 
     python benchmarks/arm/kernels.py stack_14 w1a1 --target raspberry-pi-4
     python benchmarks/arm/kernels.py conv 14 256 256 w1a1 --target raspberry-pi-5 --loops 3
-    python benchmarks/arm/kernels.py resnet18 w1a2 --output benchmarks/results/arm_kernels_resnet18_w1a2.json
+    python benchmarks/arm/kernels.py resnet18 w1a2 --save
 
 Either a network of networks.py, or one convolution with its size, input and output channels (3x3, stride 1, padding 1;
 --kernel and --stride change that) between two quantizers, as in the middle of a network.  Counts executed instructions
@@ -33,6 +33,7 @@ from ours import OwnRun, run_ours
 import tvmq
 from tvmq.target import Target, get_target
 
+RESULTS = Path(__file__).parents[1] / "results"
 BITS = {"w1a1": (1, 1), "w1a2": (1, 2), "w2a2": (2, 2)}
 """Bits of weights and of activations."""
 MACS = 128
@@ -50,7 +51,7 @@ def main() -> None:
     parser.add_argument("--stride", type=int, default=1, help="of conv")
     parser.add_argument("--target", default="raspberry-pi-4", help="a 64-bit Raspberry Pi")
     parser.add_argument("--loops", type=int, default=0, help="hottest loops to print of each function")
-    parser.add_argument("--output", type=Path, help="JSON file")
+    parser.add_argument("--save", action="store_true", help="write results/arm_kernels_<network>_<bits>_<target>.json")
     options = parser.parse_args()
 
     core = get_target(options.target)
@@ -61,8 +62,9 @@ def main() -> None:
     for row in report["functions"] if options.loops else ():
         if row["cycles"] >= LEAST_SHARE * report["cycles"]:
             loops(row["function"], run.counts[row["function"]], core, options.loops)
-    if options.output is not None:
-        write(options.output, {"command": "python " + " ".join(sys.argv), "target": core.name, **report})
+    if options.save:
+        path = RESULTS / f"arm_kernels_{'_'.join(options.network)}_{options.bits}_{core.name}.json"
+        write(path, {"command": "python " + " ".join(sys.argv), "target": core.name, **report})
 
 
 def network(options: argparse.Namespace) -> tuple[torch.nn.Module, torch.Tensor]:

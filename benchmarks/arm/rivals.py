@@ -102,6 +102,9 @@ def rivals(name: str, network: onnx.ModelProto, folder: Path) -> Iterator[Rival]
         path = folder / f"{kind}.onnx"
         onnx.save(graph, path)
         yield Rival(f"onnxruntime {kind}", {"engine": "onnxruntime", "model": str(path)})
+    for kind, precision, cores in (("fp32", "high", tuple(MODELS)), ("fp16", "low", ("cortex-a76",))):
+        files = {"source": str(folder / "fp32.onnx"), "model": str(folder / "fp32.mnn")}
+        yield Rival(f"MNN {kind}", {"engine": "mnn", **files, "precision": precision}, cores)
 
 
 def ncnn_rivals(network: onnx.ModelProto, magnitudes: dict[str, float], folder: Path) -> Iterator[Rival]:
@@ -138,6 +141,8 @@ def measure(rival: Rival, core: str, folder: Path, expected: np.ndarray) -> dict
     arguments = [str(folder / name) for name in ("network.json", "input.npy", "output.npy")]
     command = [str(emulated_python.python()), str(GUEST), *arguments]
     system = (core, emulated_python.prefix(core), emulated_python.environment())
+    if not Path(rival.network.get("model", GUEST)).exists():
+        count_blocks([*command, "1"], *system)  # writes its model
     once, _ = count_blocks([*command, "1"], *system)
     more, _ = count_blocks([*command, str(1 + RUNS)], *system)
     counts = per_run(once, more, RUNS)
