@@ -26,11 +26,14 @@ class _Samples(quantization.CalibrationDataReader):
         return self._left.pop(0) if self._left else None
 
 
-def quantize_int8(network: onnx.ModelProto, samples: Sequence[dict[str, np.ndarray]]) -> onnx.ModelProto:
+def quantize_int8(
+    network: onnx.ModelProto, samples: Sequence[dict[str, np.ndarray]], signed: bool = False
+) -> onnx.ModelProto:
     """The network with QuantizeLinear and DequantizeLinear around every operator that int8 engines fuse.
 
     Weights are int8, one scale per output channel; activations are uint8 with the range they have on the samples.
-    That is what VNNI computes, and the form that onnxruntime and OpenVINO document as their fastest.
+    That is what VNNI computes, and the form that onnxruntime and OpenVINO document as their fastest.  Instructions of
+    ARM multiply bytes that both have a sign.
 
     Parameters
     ----------
@@ -38,6 +41,8 @@ def quantize_int8(network: onnx.ModelProto, samples: Sequence[dict[str, np.ndarr
         Float, batch norms folded, shapes inferred.
     samples : sequence of dict
         Inputs by name, one dictionary per calibration run.
+    signed : bool
+        Whether activations are int8 instead.
 
     Returns
     -------
@@ -56,7 +61,7 @@ def quantize_int8(network: onnx.ModelProto, samples: Sequence[dict[str, np.ndarr
                 _Samples(samples),
                 quant_format=quantization.QuantFormat.QDQ,
                 per_channel=True,
-                activation_type=quantization.QuantType.QUInt8,
+                activation_type=quantization.QuantType.QInt8 if signed else quantization.QuantType.QUInt8,
                 weight_type=quantization.QuantType.QInt8,
             )
         finally:

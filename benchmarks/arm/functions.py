@@ -1,0 +1,71 @@
+"""Which function of a library each counted block belongs to.
+
+A block's bytes are looked for in the library at the same place within a page.  The library keeps its names for that:
+it is linked as usual, but not stripped.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from bisect import bisect_right
+from collections import defaultdict
+from pathlib import Path
+
+from blocks import Block, BlockCounts
+
+__all__ = ["OUTSIDE", "by_function"]
+
+OUTSIDE = "outside the library"
+_TOOLS = "aarch64-linux-gnu-"
+_PAGE = 4096
+
+
+def by_function(counts: BlockCounts, library: Path) -> dict[str, dict[Block, float]]:
+    """The counts of each function; blocks of other libraries under :data:`OUTSIDE`."""
+    address, text = _text_section(library)
+    starts, names = _functions(library)
+    found: dict[str, dict[Block, float]] = defaultdict(dict)
+    for block, count in counts.items():
+        place = _find(block, address, text)
+        name = OUTSIDE if place is None else names[bisect_right(starts, place) - 1]
+        found[name][block] = count
+    return dict(found)
+
+
+def _find(block: Block, address: int, text: bytes) -> int | None:
+    first = (block.offset - address) % _PAGE
+    for start in range(first, len(text), _PAGE):
+        if text.startswith(block.code, start):
+            return address + start
+    return None
+
+
+def _text_section(library: Path) -> tuple[int, bytes]:
+    """Address and content."""
+    for line in _tool("objdump", "-h", str(library)).splitlines():
+        words = line.split()
+        if len(words) > 3 and words[1] == ".text":
+            address = int(words[3], 16)
+    with tempfile.NamedTemporaryFile() as file:
+        _tool("objcopy", "-O", "binary", "--only-section=.text", str(library), file.name)
+        return address, Path(file.name).read_bytes()
+
+
+def _functions(library: Path) -> tuple[list[int], list[str]]:
+    """Addresses in ascending order, and names without what the compiler puts around them."""
+    symbols = []
+    for line in _tool("nm", "--defined-only", str(library)).splitlines():
+        address, kind, name = line.split()
+        if kind in "tT" and not name.startswith("$"):
+            symbols.append((int(address, 16), _plain(name)))
+    symbols.sort()
+    return [address for address, _ in symbols], [name for _, name in symbols]
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("__tvm_ffi_").removesuffix("_compute_")
+
+
+def _tool(name: str, *arguments: str) -> str:
+    return subprocess.run([_TOOLS + name, *arguments], capture_output=True, text=True, check=True).stdout
