@@ -1120,6 +1120,10 @@ def _bitserial_conv2d_type(call: Call) -> relax.TensorType | TupleType:
 
 def _weight_planes(weight: np.ndarray, workload: Conv2dWorkload) -> np.ndarray:
     """Packed (Ob, KH, KW, P, words, lanes) to booleans (P, Opad, KH, KW, words * word_bits)."""
+    if workload.depth is not None:
+        # (Ob, KH, KW, P, steps, 8, step) to the same with a word, instead of a step of words, of every lane.
+        *front, steps, lanes, step = weight.shape
+        weight = weight.swapaxes(5, 6).reshape(*front, steps * step, lanes)
     blocks, height, width, planes, words, lanes = weight.shape
     shifts = np.arange(workload.word_bits, dtype=weight.dtype)
     bits = (weight[..., None] >> shifts) & weight.dtype.type(1)
@@ -1135,6 +1139,7 @@ def _raw_sums(workload: Conv2dWorkload, data: np.ndarray, weight: np.ndarray) ->
     filters = _weight_planes(weight, workload)
     if workload.table is not None:
         return _selected_sums(workload, data, filters[0, ..., : data.shape[-1]], attrs)
+    filters = filters[..., : data.shape[-1] * workload.word_bits]
     pixels = unpack_activations(data, filters.shape[-1])
     columns = []
     for plane in pixels:

@@ -27,12 +27,13 @@ from tvm import tirx
 from tvmq.clock import Clock
 from tvmq.errors import TargetError
 from tvmq.kernels.conv2d import WORKLOAD_ATTRIBUTE, conv2d
+from tvmq.kernels.depth import depth_of
 from tvmq.kernels.float_planes import float_planes
 from tvmq.kernels.float_products import float_product
 from tvmq.kernels.float_workload import FloatWorkload, vector_unit
 from tvmq.kernels.schedule import schedule
-from tvmq.kernels.workload import Conv2dWorkload, Dot, Table, Thresholds, dot_form
-from tvmq.target import HOST, TABLE_KINDS, Target, load_target
+from tvmq.kernels.workload import DEPTH_LANES, Conv2dWorkload, Dot, Table, Thresholds, dot_form
+from tvmq.target import HOST, LANES_KIND, TABLE_KINDS, Target, load_target
 
 __all__ = ["KernelRate", "calibrated", "check_destination", "kernel_rates", "write_target"]
 
@@ -74,6 +75,25 @@ class _Case:
 
 
 def _binary(core: Target) -> Iterator[_Case]:
+    """With vectors along the depth, where the core's file says that it has kernels for both."""
+    if LANES_KIND not in core.mac_per_cycle:
+        yield from _lanes("binary", core)
+        return
+    for case in _lanes("binary", core):
+        workload = Conv2dWorkload.from_json(str(case.function.attrs[WORKLOAD_ATTRIBUTE]))
+        depth = depth_of(workload.in_words, core.arch)
+        yield dataclasses.replace(
+            case, function=conv2d(dataclasses.replace(workload, lanes=DEPTH_LANES, depth=depth), 1)
+        )
+
+
+def _binary_lanes(core: Target) -> Iterator[_Case]:
+    if LANES_KIND in core.mac_per_cycle:
+        yield from _lanes(LANES_KIND, core)
+
+
+def _lanes(kind: str, core: Target) -> Iterator[_Case]:
+    """With lanes of output channels."""
     for size, channels in SHAPES:
         workload = Conv2dWorkload(
             height=size,
@@ -96,7 +116,7 @@ def _binary(core: Target) -> Iterator[_Case]:
             lanes=core.lanes,
             epilogue=Thresholds(1, (0, 1), 1),
         )
-        yield _Case("binary", f"conv 3x3 {size}x{size}x{channels}", workload.macs, conv2d(workload, 1))
+        yield _Case(kind, f"conv 3x3 {size}x{size}x{channels}", workload.macs, conv2d(workload, 1))
 
 
 def _int8(core: Target) -> Iterator[_Case]:
@@ -105,7 +125,7 @@ def _int8(core: Target) -> Iterator[_Case]:
         return
     operands = Dot(activation_bits=8, weight_bits=8, pair_bound=0, form=dot_form(core.dot))
     operands = dataclasses.replace(operands, pair_bound=2 * operands.magnitude * 127)
-    for case in _binary(core):
+    for case in _lanes("binary", core):
         binary = Conv2dWorkload.from_json(str(case.function.attrs[WORKLOAD_ATTRIBUTE]))
         workload = dataclasses.replace(binary, combine="dot", class_multiplier=(1,), lanes=core.dot_lanes, dot=operands)
         yield _Case("int8", case.workload, workload.macs, conv2d(workload, 1))
@@ -118,7 +138,7 @@ def _table(core: Target, bits: int) -> Iterator[_Case]:
         return
     codes = tuple(range(2**bits))
     signs: dict[str, Any] = {"class_multiplier": (2,), "activation_multiplier": (-1,)}
-    for case in _binary(core):
+    for case in _lanes("binary", core):
         binary = Conv2dWorkload.from_json(str(case.function.attrs[WORKLOAD_ATTRIBUTE]))
         table = Table(bits, (2**bits - 1) * 9 * binary.in_channels)
         epilogue = Thresholds(len(codes) - 1, codes, bits, "bytes")
@@ -157,6 +177,7 @@ def _float32(core: Target) -> Iterator[_Case]:
 
 CASES: Mapping[str, Callable[[Target], Iterator[_Case]]] = {
     "binary": _binary,
+    LANES_KIND: _binary_lanes,
     "int8": _int8,
     **{kind: functools.partial(_table, bits=bits) for bits, kind in enumerate(TABLE_KINDS, 1)},
     "float32": _float32,

@@ -36,6 +36,9 @@ KERNEL_KINDS = ("binary", "int8", "float32")
 TABLE_KINDS = ("table1", "table2", "table3", "table4")
 """Products of one-bit weights by lookups in tables, by the bits of activations; not every core has kernels for them."""
 
+LANES_KIND = "binary_lanes"
+"""Binary products with lanes of output channels, where the core's kernels can also put vectors along the depth."""
+
 HOST = "host"
 
 
@@ -63,7 +66,8 @@ class Target:
         The instruction that counts bits: ``"vpopcntdq"``, ``"pshufb"``, ``"cnt"`` or ``"vcnt"``.
     mac_per_cycle : dict of str to float
         Issue limit in multiply-accumulates per cycle and core of each kernel kind (``"binary"`` is 1 bit times 1 bit,
-        ``"table2"`` is 1 bit times 2 bits by lookups in tables, where the core has such a kernel).
+        ``"table2"`` is 1 bit times 2 bits by lookups in tables, where the core has such a kernel).  ``"binary_lanes"``
+        says that ``"binary"`` is of vectors along the depth, and what lanes of output channels reach.
     dot : str or None
         The instruction that multiplies bytes and adds four products to 32 bits: ``"vpdpbusd"``, ``"vpmaddubsw"`` (with
         others), ``"sdot"``, ``"smull"`` (with others), or none that kernels know; then all products are of bit planes.
@@ -120,13 +124,15 @@ class Target:
         if self.cores < 1:
             raise self._error("cores", f"must be 1 or more, not {self.cores}")
         kinds = set(self.mac_per_cycle)
-        if not kinds.issuperset(KERNEL_KINDS) or not kinds.issubset((*KERNEL_KINDS, *TABLE_KINDS)):
-            tables = f"{TABLE_KINDS[0]} to {TABLE_KINDS[-1]}"
+        if not kinds.issuperset(KERNEL_KINDS) or not kinds.issubset((*KERNEL_KINDS, LANES_KIND, *TABLE_KINDS)):
+            tables = f"{LANES_KIND} and {TABLE_KINDS[0]} to {TABLE_KINDS[-1]}"
             raise self._error(
                 "mac_per_cycle", f"must give {', '.join(KERNEL_KINDS)}, may give {tables}, and nothing else"
             )
         if kinds.intersection(TABLE_KINDS) and (self.arch, self.word_bits, self.lanes) != ("x86_64", 8, 32):
             raise self._error("mac_per_cycle", "may give tables only for x86_64 with word_bits 8 and lanes 32")
+        if LANES_KIND in kinds and (self.arch == "x86_64" or (self.word_bits, self.lanes) != (8, 16)):
+            raise self._error("mac_per_cycle", f"may give {LANES_KIND} only for ARM with word_bits 8 and lanes 16")
         for kernel, value in self.mac_per_cycle.items():
             if not value > 0:
                 raise self._error(f"mac_per_cycle.{kernel}", f"must be above 0, not {value}")

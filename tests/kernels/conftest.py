@@ -16,9 +16,10 @@ from tvm import relax, tirx
 
 from tvmq.dialect import fused_multiply_add, line_index
 from tvmq.kernels.conv2d import conv2d
-from tvmq.kernels.packing import pack_activations, pack_bytes, pack_weight_bytes, pack_weights
+from tvmq.kernels.depth import depth_of
+from tvmq.kernels.packing import pack_activations, pack_bytes, pack_depth_weights, pack_weight_bytes, pack_weights
 from tvmq.kernels.schedule import Conv2dKnobs, apply_knobs, schedule
-from tvmq.kernels.workload import Conv2dWorkload, Dot, Integer, Table, Thresholds, dot_form
+from tvmq.kernels.workload import DEPTH_LANES, Conv2dWorkload, Dot, Integer, Table, Thresholds, dot_form
 from tvmq.runtime.emulator import run_emulated
 from tvmq.runtime.toolchain import export_library
 from tvmq.target import Target, get_target
@@ -116,6 +117,12 @@ def make_dot(family: Family, pair_bound: int = 65280, gathered: bool = False, **
     """The same of bytes."""
     dot = Dot(8, 8, pair_bound, gathered, dot_form(family.dot))
     return make_workload(family, combine="dot", class_multiplier=(1,), lanes=family.dot_lanes, dot=dot, **fields)
+
+
+def make_depth(family: Family | Target, **fields: Any) -> Conv2dWorkload:
+    """The same with vectors along the depth."""
+    channels = fields.get("in_channels", 64)
+    return make_workload(family, **{**fields, "lanes": DEPTH_LANES, "depth": depth_of(-(-channels // 8), family.arch)})
 
 
 def make_table(family: Family, bits: int, signed: bool = True, **fields: Any) -> Conv2dWorkload:
@@ -336,6 +343,12 @@ def _bytes(image: tuple, weight: tuple, dot: Dot, random: np.random.Generator) -
     return codes, weights
 
 
+def _packed_bits(weights: np.ndarray, workload: Conv2dWorkload) -> np.ndarray:
+    if workload.depth is not None:
+        return pack_depth_weights(weights, workload.depth)
+    return pack_weights(weights, workload.word_bits, workload.lanes)
+
+
 def conv2d_case(
     workload: Conv2dWorkload,
     family: Family,
@@ -359,10 +372,7 @@ def conv2d_case(
         packed = [pack_bytes(image[0], workload.in_words), bits]
     elif workload.dot is None:
         image, weights = random.random(image_shape) < 0.5, random.random(shape) < 0.5
-        packed = [
-            pack_activations(image, workload.word_bits),
-            pack_weights(weights, workload.word_bits, workload.lanes),
-        ]
+        packed = [pack_activations(image, workload.word_bits), _packed_bits(weights, workload)]
     else:
         image, weights = _bytes(image_shape, shape, workload.dot, random)
         padded, gathered = workload.out_channels_padded, workload.dot.gathered
@@ -435,6 +445,7 @@ def reference() -> SimpleNamespace:
         emulate=emulate,
         families=CROSS,
         host=HOST,
+        make_depth=make_depth,
         make_dot=make_dot,
         make_table=make_table,
         make_workload=make_workload,

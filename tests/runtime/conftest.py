@@ -22,6 +22,8 @@ from tvmq.runtime.bundle import Bundle
 from tvmq.runtime.toolchain import build_runner, export_library
 from tvmq.target import Target, get_target
 
+EMULATED = ("raspberry-pi-4", "raspberry-pi-3-32")
+
 
 @dataclass(frozen=True)
 class Network:

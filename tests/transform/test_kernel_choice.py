@@ -15,7 +15,7 @@ from tvmq.bitplanes import Encoding
 from tvmq.dialect import affine, constant, conv2d, dense, is_call, max_pool2d, threshold, workload_of
 from tvmq.target import get_target
 from tvmq.transform import LowerBitserial
-from tvmq.transform.kernel_choice import byte_form, rates
+from tvmq.transform.kernel_choice import byte_form, plane_depth, rates
 
 WIDE, NARROW, ARM = (get_target(name) for name in ("x86-avx512-vpopcntdq", "x86-avx2", "raspberry-pi-4"))
 SIGNED = Encoding.twos_complement
@@ -82,6 +82,34 @@ def test_lookups_where_a_core_has_them(x, w, tables):
     for core in (WIDE, dataclasses.replace(NARROW, mac_per_cycle=WIDE.mac_per_cycle)):
         other = byte_form(product(x, w), core)
         assert other is None or not other.tables
+
+
+@pytest.mark.parametrize(
+    ("channels", "taps", "outputs", "pairs", "step"),
+    [
+        (256, 9, 256, 1, 16),
+        (64, 9, 64, 1, 8),
+        (96, 9, 40, 2, 4),
+        (8, 9, 64, 1, None),  # half of a step of two bytes would be padding
+        (8, 9, 8, 1, 2),  # but eight lanes would be as well
+        (70, 1, 40, 1, 2),
+        (7280, 9, 64, 1, 16),
+        (7281, 9, 64, 1, None),  # sums of 16 bits overflow
+        (7280, 9, 64, 2, None),
+    ],
+)
+def test_vectors_along_the_depth(channels, taps, outputs, pairs, step):
+    depth = plane_depth(ARM, channels, taps, outputs, pairs)
+    assert (None if depth is None else depth.step) == step
+    for core in (WIDE, dataclasses.replace(ARM, mac_per_cycle=WIDE.mac_per_cycle)):
+        assert plane_depth(core, channels, taps, outputs, pairs) is None
+
+
+def test_rates_of_vectors_along_the_depth():
+    limits = ARM.mac_per_cycle
+    assert rates(ARM, 256, 9, 1, 2, 0).planes == pytest.approx(limits["binary"] / 2)
+    assert rates(ARM, 8, 9, 1, 1, 0).planes == pytest.approx(limits["binary_lanes"])
+    assert rates(ARM, 60, 9, 1, 1, 0).planes == pytest.approx(limits["binary"] * 60 / 64)
 
 
 def test_lookups_need_no_products_of_bytes():

@@ -12,18 +12,19 @@ from typing import Any
 from tvm.s_tir import TensorIntrin
 from tvm.script import tirx as T
 
-from tvmq.kernels.words import mask_octets
+from tvmq.kernels.words import mask_octet, mask_octets
+from tvmq.kernels.workload import Conv2dWorkload
 
-__all__ = ["IN_ORDER_CORES", "PACKS", "pack", "register", "vector_registers"]
+__all__ = ["IN_ORDER_CORES", "PACKS", "depth", "pack", "register", "vector_registers"]
 
-PACKS = ("arm.addv.8x16", "arm.vpadd.8x16")
+PACKS = ("arm.addv.8x16", "arm.addv.8x8", "arm.vpadd.8x16", "arm.vpadd.8x8")
 """Names of the instructions, as word bits x lanes."""
 _LANES = 16
 IN_ORDER_CORES = ("cortex-a53", "cortex-a55", "cortex-a510")
 """Cores that issue in order; spilled registers cost them most."""
 
 
-def vector_registers(arch: str, mcpu: str) -> int:
+def vector_registers(arch: str, mcpu: str, depth: bool = False) -> int:
     """Vector registers of 128 bits that a register tile may use.
 
     Parameters
@@ -32,15 +33,20 @@ def vector_registers(arch: str, mcpu: str) -> int:
         "aarch64" or a 32-bit architecture.
     mcpu : str
         LLVM's name of the core.
+    depth : bool
+        Whether vectors lie along the depth.
 
     Returns
     -------
     count : int
-        32 or 16; fewer for an in-order core of 64 bits, where LLVM unrolls the loop and hoists its loads.
+        32 or 16; fewer for an in-order core of 64 bits: LLVM hides latencies there by starting many operations before
+        it ends the first, and unrolls the loop and hoists its loads where lanes are output channels.
     """
     if arch != "aarch64":
         return 16
-    return 18 if mcpu in IN_ORDER_CORES else 32
+    if mcpu not in IN_ORDER_CORES:
+        return 32
+    return 25 if depth else 18
 
 
 def pack(word_bits: int, lanes: int, arch: str) -> str:
@@ -64,6 +70,26 @@ def pack(word_bits: int, lanes: int, arch: str) -> str:
     return name if name in PACKS else "scalar"
 
 
+def depth(workload: Conv2dWorkload, arch: str) -> str:
+    """Name the instruction for vectors along the depth.
+
+    Parameters
+    ----------
+    workload : Conv2dWorkload
+        The convolution.
+    arch : str
+        Name of the architecture.
+
+    Returns
+    -------
+    name : str
+        One of `tvmq.kernels.arm_depth.DEPTHS`, or "scalar".
+    """
+    if workload.depth is None or arch == "x86_64":
+        return "scalar"
+    return f"arm.{'depth' if arch == 'aarch64' else 'narrow'}.{workload.combine}.{workload.depth.step}"
+
+
 @cache
 def register(name: str) -> None:
     """Make TVM know an instruction; once, since its TVMScript takes time to parse.
@@ -73,21 +99,24 @@ def register(name: str) -> None:
     name : str
         One of `PACKS`.
     """
-    implementation = _sum_of_lanes() if "addv" in name else _sums_of_pairs()
-    TensorIntrin.register(name, mask_octets(_LANES), implementation, override=True)
+    make = _sum_of_lanes if "addv" in name else _sums_of_pairs
+    if name.endswith("8x8"):
+        TensorIntrin.register(name, mask_octet(), make(1), override=True)
+        return
+    TensorIntrin.register(name, mask_octets(_LANES), make(2), override=True)
 
 
-def _sum_of_lanes() -> Any:
-    """One vector of masks into two words of 8 bits, each the sum of half a vector."""
+def _sum_of_lanes(count: int) -> Any:
+    """A vector of masks into words of 8 bits, each the sum of eight lanes."""
 
     @T.prim_func(s_tir=True)
     def implementation(mask: T.handle, word: T.handle) -> None:
-        masks = T.match_buffer(mask, (16,), "int8", offset_factor=1, scope="local")
-        words = T.match_buffer(word, (2,), "uint8", offset_factor=1, scope="local")
+        masks = T.match_buffer(mask, (8 * count,), "int8", offset_factor=1, scope="local")
+        words = T.match_buffer(word, (count,), "uint8", offset_factor=1, scope="local")
         with T.sblock("root"):
-            T.reads(words[0:2], masks[0:16])
-            T.writes(words[0:2])
-            for w in T.unroll(2):
+            T.reads(words[0:count], masks[0 : 8 * count])
+            T.writes(words[0:count])
+            for w in T.unroll(count):
                 words[w] = words[w] + T.Cast(
                     "uint8",
                     T.call_llvm_pure_intrin(
@@ -103,27 +132,28 @@ def _sum_of_lanes() -> Any:
     return implementation
 
 
-def _sums_of_pairs() -> Any:
-    """The same by adding neighbours three times, both halves at once."""
+def _sums_of_pairs(count: int) -> Any:
+    """The same by adding neighbours three times, both halves of two words at once."""
+    last, ones = 8 * (count - 1), 2 ** (8 * count) - 1
 
     @T.prim_func(s_tir=True)
     def implementation(mask: T.handle, word: T.handle) -> None:
-        masks = T.match_buffer(mask, (16,), "int8", offset_factor=1, scope="local")
-        words = T.match_buffer(word, (2,), "uint8", offset_factor=1, scope="local")
+        masks = T.match_buffer(mask, (8 * count,), "int8", offset_factor=1, scope="local")
+        words = T.match_buffer(word, (count,), "uint8", offset_factor=1, scope="local")
         with T.sblock("root"):
-            T.reads(words[0:2], masks[0:16])
-            T.writes(words[0:2])
+            T.reads(words[0:count], masks[0 : 8 * count])
+            T.writes(words[0:count])
             weights = T.shift_left(T.Broadcast(T.int8(1), 8), T.Cast("int8x8", T.Ramp(0, 1, 8)))
             eighths = T.call_llvm_pure_intrin(
                 "int8x8",
                 "llvm.arm.neon.vpadd.v8i8",
                 T.bitwise_and(masks.vload([0], "int8x8"), weights),
-                T.bitwise_and(masks.vload([8], "int8x8"), weights),
+                T.bitwise_and(masks.vload([last], "int8x8"), weights),
             )
             quarters = T.call_llvm_pure_intrin("int8x8", "llvm.arm.neon.vpadd.v8i8", eighths, eighths)
             octets = T.call_llvm_pure_intrin("int8x8", "llvm.arm.neon.vpadd.v8i8", quarters, quarters)
-            pair = T.Cast("uint32", T.reinterpret("uint64", octets) & T.uint64(65535))
-            words[0] = words[0] + T.Cast("uint8", pair & T.uint32(255))
-            words[1] = words[1] + T.Cast("uint8", pair >> T.uint32(8))
+            several = T.Cast("uint32", T.reinterpret("uint64", octets) & T.uint64(ones))
+            for w in T.unroll(count):
+                words[w] = words[w] + T.Cast("uint8", T.shift_right(several, T.Cast("uint32", 8 * w)) & T.uint32(255))
 
     return implementation

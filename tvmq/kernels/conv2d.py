@@ -27,6 +27,7 @@ from typing import Any
 
 from tvm import te, tirx
 
+from tvmq.kernels.depth import accumulated_depths, class_sum, spread
 from tvmq.kernels.tables import accumulated_lookups, make_tables
 from tvmq.kernels.tiling import register_tile
 from tvmq.kernels.words import pack_masks
@@ -152,8 +153,7 @@ class _Builder:
         workload = self.workload
         top, left, _, _ = workload.padding
         whole_tiles = isinstance(self.out_width, int) and self.out_width == self.tiled_width
-        # Tables are made of as many channels as words of weights hold bits.
-        words = workload.in_words if workload.table is None else workload.weight_words * workload.word_bits
+        words = workload.padded_words
         # Activations of 8 bits change their sign bit on the way; where they are products, so does the padding.
         shift = workload.dot.shift if workload.dot is not None else 0
         if not any(workload.padding) and whole_tiles and words == workload.in_words and not shift:
@@ -264,6 +264,10 @@ class _Builder:
         if self.workload.table is not None:
             tables = make_tables(image)
             return accumulated_lookups(self.workload, tables, weight, self.accumulator_shape(), self.window)
+        if self.workload.depth is not None:
+            if self.workload.depth.spread:
+                image = spread(image, self.workload.depth)
+            return accumulated_depths(self.workload, image, weight, self.accumulator_shape()[:5], self.window)
         if self.workload.word_bits == 8:
             return self.accumulate_bytes(weight)
         workload = self.workload
@@ -399,15 +403,20 @@ class _Builder:
     def value(self, accumulators: te.Tensor, sums: te.Tensor | None, indices: tuple) -> Any:
         """The integer result without its constant."""
         *front, lane = indices
-
-        def total(klass: int) -> Any:
-            result = accumulators(*front, klass, lane).astype("int32")
-            return result if self.rest is None else result + self.rest(*front, klass, lane)
-
-        terms = [total(klass) * multiplier for klass, multiplier in enumerate(self.workload.class_multiplier)]
+        terms = [
+            self.class_sum(accumulators, front, klass, lane) * multiplier
+            for klass, multiplier in enumerate(self.workload.class_multiplier)
+        ]
         if sums is not None:
             terms.append(sums(*indices[:3]))
         return functools.reduce(operator.add, terms)
+
+    def class_sum(self, accumulators: te.Tensor, position: list, klass: int, lane: Any) -> Any:
+        """The sum of one class in 32 bits."""
+        if self.workload.depth is not None:
+            return class_sum(self.workload, accumulators, position, klass, lane).astype("int32")
+        result = accumulators(*position, klass, lane).astype("int32")
+        return result if self.rest is None else result + self.rest(*position, klass, lane)
 
     def channel(self, group: Any, vector: Any, lane: Any) -> Any:
         return (group * self.vectors + vector) * self.workload.lanes + lane
@@ -485,7 +494,7 @@ class _Builder:
                 # The product with the first plane is exact as a sum with -0, and LLVM cannot contract it with another.
                 total = tirx.const(-0.0, "float32")
                 for i in range(planes):
-                    count = accumulators[n, y, x, group, vector, i * weight_planes + j, lane].astype("int32")
+                    count = self.class_sum(accumulators, [n, y, x, group, vector], i * weight_planes + j, lane)
                     pair = (base[j, channel] + sign * count).astype("float32")
                     total = fused_multiply_add(activation_basis[i], pair, total)
                 result = fused_multiply_add(weight_basis[j, channel], total, result)

@@ -13,9 +13,9 @@ from typing import Any, Protocol
 
 from tvm import tirx
 
-from tvmq.kernels import arm
 from tvmq.kernels.conv2d import KERNEL_ATTRIBUTE, WORKLOAD_ATTRIBUTE, byte_chunk, tiled_width
-from tvmq.kernels.schedule import Conv2dKnobs, TargetLike, apply_knobs, function_knobs
+from tvmq.kernels.depth import unrolls
+from tvmq.kernels.schedule import Conv2dKnobs, TargetLike, apply_knobs, function_knobs, vector_registers
 from tvmq.kernels.tiling import RegisterTile, fits_registers, register_tile
 from tvmq.kernels.workload import Affine, Conv2dWorkload, Epilogue, Float, Integer, Thresholds
 from tvmq.records import Key
@@ -88,8 +88,7 @@ class _Conv2dLimits:
         columns = tiled_width(workload, int(width)) if isinstance(width, int | tirx.IntImm) else None
         if columns is None:  # an open number of samples is computed in whole default tiles
             columns = register_tile(workload, width).columns
-        registers = None if target.arch == "x86_64" else arm.vector_registers(target.arch, getattr(target, "mcpu", ""))
-        return cls(workload, columns, function_knobs(function, target), registers)
+        return cls(workload, columns, function_knobs(function, target), vector_registers(workload, target))
 
     @property
     def channel_tiles(self) -> list[int]:
@@ -130,7 +129,10 @@ class _Conv2dLimits:
         """Words unrolled, as long as the loop's body stays small."""
         workload = self.workload
         updates = tile.rows * tile.columns * tile.vectors * workload.activation_planes * workload.weight_planes
-        return [size for size in _divisors(self.words) if size == 1 or updates * size <= MOST_UNROLLED]
+        if workload.depth is not None:
+            updates *= workload.depth.step // 2
+        sizes = _divisors(self.words) if workload.depth is None else unrolls(workload)
+        return [size for size in sizes if size == 1 or updates * size <= MOST_UNROLLED]
 
     def blocked_rows(self, tile: RegisterTile) -> list[int]:
         """Rows per channel tile; all the same where there is one channel tile and no thread to share the rows with.
@@ -173,6 +175,8 @@ class Conv2dKind:
             traits |= {"gathered": int(workload.dot.gathered)}
         if workload.table is not None:
             traits |= {"activation_bits": workload.table.activation_bits}
+        if workload.depth is not None:
+            traits |= {"depth_step": workload.depth.step}
         details: dict[str, int | str] = {"epilogue": _epilogue(workload.epilogue), "threads": threads}
         return Key("conv2d", shape, traits, details)
 

@@ -16,7 +16,7 @@ from tvm import te, tirx
 from tvmq.kernels.conv2d import as_kernel
 from tvmq.kernels.uniform_quantizer import UniformQuantizer
 from tvmq.kernels.words import pack_masks
-from tvmq.kernels.workload import BYTES_PER_STEP, padded_bytes
+from tvmq.kernels.workload import BYTES_PER_STEP, DEPTH_LANES, Depth, padded_bytes
 
 __all__ = [
     "bitpack",
@@ -24,6 +24,7 @@ __all__ = [
     "im2col_bitpack",
     "pack_activations",
     "pack_bytes",
+    "pack_depth_weights",
     "pack_weight_bytes",
     "pack_weights",
     "quantize",
@@ -84,6 +85,38 @@ def pack_weights(planes: npt.NDArray[Any], word_bits: int, lanes: int) -> npt.ND
     count, channels, kernel_h, kernel_w, in_words = words.shape
     blocks = words.reshape(count, channels // lanes, lanes, kernel_h, kernel_w, in_words)
     return np.ascontiguousarray(blocks.transpose(1, 3, 4, 0, 5, 2))
+
+
+def pack_depth_weights(planes: npt.NDArray[Any], depth: Depth) -> npt.NDArray[np.uint8]:
+    """Pack weight planes in the order in which a convolution with vectors along the depth reads them.
+
+    Parameters
+    ----------
+    planes : ndarray of bool [Pw, O, KH, KW, C]
+        Bit planes.
+    depth : Depth
+        Bytes of a step, and of a pixel.
+
+    Returns
+    -------
+    packed : ndarray of uint8 [Ob, KH, KW, Pw, steps, 8, step]
+        The channels beyond O and the bytes beyond C are zero.
+
+    Raises
+    ------
+    ValueError
+        If `planes` has not five axes, or more channels than the bytes of a pixel hold.
+    """
+    if planes.ndim != 5:
+        raise ValueError(f"weight planes have the axes [Pw, O, KH, KW, C], got shape {planes.shape}")
+    words = _pack_last_axis(planes, 8)
+    if words.shape[-1] > depth.words:
+        raise ValueError(f"{depth.words} bytes of depth do not hold {planes.shape[-1]} channels")
+    surplus = (-words.shape[1] % DEPTH_LANES, depth.words - words.shape[-1])
+    padded = np.pad(words, ((0, 0), (0, surplus[0]), (0, 0), (0, 0), (0, surplus[1])))
+    count, channels, kernel_h, kernel_w, _ = padded.shape
+    blocks = padded.reshape(count, channels // DEPTH_LANES, DEPTH_LANES, kernel_h, kernel_w, -1, depth.step)
+    return np.ascontiguousarray(blocks.transpose(1, 3, 4, 0, 5, 2, 6))
 
 
 def pack_activations(planes: npt.NDArray[Any], word_bits: int) -> npt.NDArray[Any]:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from tvm import s_tir, tirx
 
 from tvmq.kernels import arm, arm_dot, x86
+from tvmq.kernels.arm_depth import DEPTHS
 from tvmq.kernels.conv2d import (
     KERNEL_ATTRIBUTE,
     MOST_CONDITIONS,
@@ -22,6 +23,8 @@ from tvmq.kernels.conv2d import (
     tiled_width,
     vector_piece,
 )
+from tvmq.kernels.depth import unrolled_steps
+from tvmq.kernels.depth_schedule import place_depths, schedule_spread
 from tvmq.kernels.float_planes import schedule_float_planes
 from tvmq.kernels.float_products import schedule_float_product
 from tvmq.kernels.gather import register_gather
@@ -31,7 +34,15 @@ from tvmq.kernels.table_schedule import place_lookups, table_rows
 from tvmq.kernels.tiling import RegisterTile, register_tile
 from tvmq.kernels.workload import Conv2dWorkload
 
-__all__ = ["Conv2dKnobs", "TargetLike", "apply_knobs", "default_knobs", "function_knobs", "schedule"]
+__all__ = [
+    "Conv2dKnobs",
+    "TargetLike",
+    "apply_knobs",
+    "default_knobs",
+    "function_knobs",
+    "schedule",
+    "vector_registers",
+]
 
 
 _UNROLLED_CODES = 256
@@ -44,6 +55,8 @@ _UNROLLED_UPDATES = 48
 """Updates of accumulators in the body of a loop over words, unless one word has more."""
 _EPILOGUE = ("number", "addend", "store_number", "code", "mask", "word", "store_word", "byte", "store_byte")
 """Stages that follow the reduction; the first one that a workload has covers whole tiles."""
+_ONE_WORD = ("x86.movemask.8x8", "arm.addv.8x8", "arm.vpadd.8x8")
+"""Instructions that pack a vector of as many lanes as a word has bits."""
 _MIN_PIECE = 4
 """Channels of a vector below which moving them one by one is as good."""
 _POOL_LANES = {"uint8": 64, "uint32": 16}
@@ -110,6 +123,8 @@ class Conv2dKnobs:
         Whether float32 arithmetic is vectorised; NEON of 32-bit ARM flushes denormal numbers, its scalar unit does not.
     dot : str
         How bytes are multiplied: "scalar", or the name of a family's instruction.
+    depth : str
+        How vectors along the depth are counted: "scalar", or the name of a family's instruction.
     """
 
     pixel_tile: int
@@ -121,6 +136,7 @@ class Conv2dKnobs:
     parallel: bool = False
     vector_float: bool = True
     dot: str = "scalar"
+    depth: str = "scalar"
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -130,6 +146,8 @@ class Conv2dKnobs:
             raise ValueError(f"unknown pack {self.pack!r}")
         if self.dot not in ("scalar", *x86.DOTS, *arm_dot.DOTS):
             raise ValueError(f"unknown dot product {self.dot!r}")
+        if self.depth not in ("scalar", *DEPTHS):
+            raise ValueError(f"unknown instruction along the depth {self.depth!r}")
 
 
 def default_knobs(workload: Conv2dWorkload, target: TargetLike) -> Conv2dKnobs:
@@ -171,7 +189,7 @@ def function_knobs(function: tirx.PrimFunc, target: TargetLike) -> Conv2dKnobs:
 
 
 def _knobs(workload: Conv2dWorkload, target: TargetLike, out_width: Any, computed: Any) -> Conv2dKnobs:
-    registers = None if target.arch == "x86_64" else arm.vector_registers(target.arch, getattr(target, "mcpu", ""))
+    registers = vector_registers(workload, target)
     tile = register_tile(workload, out_width, registers, computed)
     columns = out_width if isinstance(out_width, int) else workload.out_width  # samples, where a layer is dense
     macs = _plane_macs(workload) // workload.out_width * columns
@@ -191,11 +209,34 @@ def _knobs(workload: Conv2dWorkload, target: TargetLike, out_width: Any, compute
         parallel=cores > 1,
         vector_float=target.arch != "armv7l",
         dot=_dot(workload, target),
+        depth=arm.depth(workload, target.arch),
     )
+
+
+def vector_registers(workload: Conv2dWorkload, target: TargetLike) -> int | None:
+    """Vector registers that a register tile may use.
+
+    Parameters
+    ----------
+    workload : Conv2dWorkload
+        The convolution.
+    target : TargetLike
+        The core.
+
+    Returns
+    -------
+    count : int or None
+        None for as many as the lanes suggest.
+    """
+    if target.arch == "x86_64":
+        return None
+    return arm.vector_registers(target.arch, getattr(target, "mcpu", ""), workload.depth is not None)
 
 
 def _unrolled_words(workload: Conv2dWorkload, tile: RegisterTile) -> int:
     """Words in the body of the innermost loop where a step of it is short, and counts vectors of 32-bit words."""
+    if workload.depth is not None:
+        return unrolled_steps(workload, tile.rows * tile.columns * tile.vectors * workload.activation_planes)
     if workload.reads_bytes or workload.word_bits != 32:
         return 1
     updates = tile.rows * tile.columns * tile.vectors * workload.activation_planes * workload.weight_planes
@@ -350,7 +391,7 @@ def _schedule_conv2d(sch: s_tir.Schedule, workload: Conv2dWorkload, knobs: Conv2
     for name in epilogue:
         own = sch.get_loops(blocks[name])[outer:]
         _schedule_epilogue(sch, name, blocks[name], own, workload, knobs)
-    _schedule_prologue(sch, blocks, knobs.parallel)
+    _schedule_prologue(sch, blocks, workload, knobs.parallel)
 
 
 def _schedule_gather(sch: s_tir.Schedule, gather: Any, row: Any, workload: Conv2dWorkload) -> None:
@@ -375,6 +416,9 @@ def _place_reduction(sch: s_tir.Schedule, blocks: dict[str, Any], workload: Conv
     accumulate = blocks["accumulate"]
     if workload.dot is not None:
         _place_products(sch, accumulate, workload, knobs)
+        return
+    if workload.depth is not None:
+        place_depths(sch, accumulate, knobs.unroll_words, knobs.depth)
         return
     reduction = _register_tile(sch, accumulate)
     if "partial" not in blocks:
@@ -505,10 +549,10 @@ def _pack_words(sch: s_tir.Schedule, block: Any, loops: list[Any], one_word: boo
         return
     (x86 if pack in x86.PACKS else arm).register(pack)
     # A word of one vector has no loop over vectors.
-    sch.tensorize(loops[-1] if pack == "x86.movemask.8x8" else loops[-2], pack)
+    sch.tensorize(loops[-1] if pack in _ONE_WORD else loops[-2], pack)
 
 
-def _schedule_prologue(sch: s_tir.Schedule, blocks: dict[str, Any], parallel: bool) -> None:
+def _schedule_prologue(sch: s_tir.Schedule, blocks: dict[str, Any], workload: Conv2dWorkload, parallel: bool) -> None:
     """Padding as a zero fill and a copy of rows; sums of one pixel at a time, their box sums along the rows."""
     if "pixel_sum" in blocks:
         sch.compute_at(blocks["plane_sum"], sch.get_loops(blocks["pixel_sum"])[2], preserve_unit_loops=True)
@@ -523,6 +567,8 @@ def _schedule_prologue(sch: s_tir.Schedule, blocks: dict[str, Any], parallel: bo
         _, _, x, kh, kw = sch.get_loops(blocks["window_sum"])
         sch.reorder(kh, kw, x)
         sch.decompose_reduction(blocks["window_sum"], kh)
+    if "spread" in blocks:
+        schedule_spread(sch, blocks["spread"], workload)
     if "pad" in blocks:
         if parallel:
             _spread_rows(sch, blocks["pad"])

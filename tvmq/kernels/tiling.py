@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tvmq.kernels import arm_dot
+from tvmq.kernels import arm_dot, depth
 from tvmq.kernels.workload import Conv2dWorkload
 
 __all__ = ["RegisterTile", "fits_registers", "register_tile"]
@@ -78,6 +78,8 @@ def _costs(workload: Conv2dWorkload, registers: int | None) -> _Costs:
         return _Costs(16, 2, update=4, broadcast=3, load=4)
     if workload.word_bits == 32:
         return _Costs(registers or 32, 2, update=3, broadcast=0, load=0.5)
+    if workload.depth is not None:
+        return _Costs(registers or 32, 0, update=3, broadcast=1, load=1)  # see tvmq.kernels.depth for what is in a step
     if workload.lanes == 16:
         return _Costs(registers or 32, 3, update=3, broadcast=1, load=0.5)
     # The two lookup constants and the nibbles of pshufb take registers as well.
@@ -163,6 +165,8 @@ def _fits(workload: Conv2dWorkload, tile: RegisterTile, costs: _Costs) -> bool:
 
 
 def _registers(workload: Conv2dWorkload, tile: RegisterTile, costs: _Costs) -> int:
+    if workload.depth is not None:
+        return depth.registers(workload, tile.rows * tile.columns * workload.activation_planes, tile.vectors)
     operands = tile.vectors * workload.weight_planes + (1 if costs.broadcast else 0)
     return _accumulators(workload, tile) + operands + costs.temporaries
 
@@ -191,16 +195,22 @@ def _innermost_steps(workload: Conv2dWorkload) -> int:
     return -(-workload.in_words * taps // 4)
 
 
-def _cost(workload: Conv2dWorkload, tile: RegisterTile, costs: _Costs, out_width: Any) -> float:
+def _instructions(workload: Conv2dWorkload, tile: RegisterTile, costs: _Costs) -> float:
+    """Instructions of one step of the innermost loop."""
     pixels = tile.rows * tile.columns
+    if workload.depth is not None:
+        return depth.instructions(workload, pixels * workload.activation_planes, tile.vectors) * workload.weight_planes
     updates = pixels * tile.vectors * workload.activation_planes * workload.weight_planes
-    instructions = (
+    return (
         updates * costs.update
         + pixels * workload.activation_planes * costs.broadcast
         + tile.vectors * workload.weight_planes * costs.load
         + _saved(workload, tile, costs)
         + _LOOP
     )
+
+
+def _cost(workload: Conv2dWorkload, tile: RegisterTile, costs: _Costs, out_width: Any) -> float:
     waste = 1.0
     if isinstance(out_width, int):
         waste = -(-out_width // tile.columns) * tile.columns / out_width
@@ -209,4 +219,5 @@ def _cost(workload: Conv2dWorkload, tile: RegisterTile, costs: _Costs, out_width
     weights = words * tile.vectors * workload.lanes * workload.word_bits // 8
     # Weights that leave the first-level cache are read again for every tile of pixels.
     streaming = costs.streaming * tile.vectors * workload.weight_planes if weights > FIRST_LEVEL_CACHE else 0
-    return waste * (instructions + streaming) / (pixels * tile.vectors)
+    pixels = tile.rows * tile.columns
+    return waste * (_instructions(workload, tile, costs) + streaming) / (pixels * tile.vectors)

@@ -15,8 +15,10 @@ from typing import Any
 
 __all__ = [
     "BYTES_PER_STEP",
+    "DEPTH_LANES",
     "Affine",
     "Conv2dWorkload",
+    "Depth",
     "Dot",
     "Epilogue",
     "Float",
@@ -35,6 +37,8 @@ STEPS_PER_LOAD = 4
 """Such steps that a signed product reads at once: 16 bytes, a vector register of ARM."""
 SIGN_BIT = 128
 """What an activation of 8 bits is lowered by where both operands of a product are signed."""
+DEPTH_LANES = 8
+"""Output channels whose sums of 16 bits fill a vector."""
 TABLE_LANES = 32
 """Output channels of a vector whose bits are looked up at once."""
 MAX_TABLE_BITS = 4
@@ -228,6 +232,35 @@ class Table:
             raise ValueError(f"sums of looked up numbers are at most {2**16 - 1}, got {self.bound}")
 
 
+@dataclass(frozen=True)
+class Depth:
+    """What is particular to vectors that lie along the depth, see :mod:`tvmq.kernels.depth`.
+
+    Attributes
+    ----------
+    step : {2, 4, 8, 16}
+        Bytes of each output channel in one vector.
+    words : int
+        Bytes of a pixel and plane as the reduction reads them: whole steps, what is missing is zero.
+    spread : bool
+        Whether the kernel first copies the bytes of each step of a pixel until they fill a vector, rather than to load
+        them into a vector so many times.
+    """
+
+    step: int
+    words: int
+    spread: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.step not in (2, 4, 8, 16):
+            raise ValueError(f"steps along the depth take 2, 4, 8 or 16 bytes, not {self.step}")
+        if self.words < 1 or self.words % self.step:
+            raise ValueError(f"{self.words} bytes are not whole steps of {self.step}")
+        if self.spread and self.step == 16:
+            raise ValueError("steps of 16 bytes fill a vector as they are")
+
+
 def padded_bytes(channels: int) -> int:
     """Bytes that hold some channels: whole steps of a dot product instruction.
 
@@ -294,6 +327,8 @@ class Conv2dWorkload:
         More about products of bytes; otherwise None.
     table : Table or None
         More about lookups in tables; otherwise None.
+    depth : Depth or None
+        More about vectors along the depth; None where vectors lie across output channels.
 
     Raises
     ------
@@ -322,6 +357,7 @@ class Conv2dWorkload:
     epilogue: Epilogue
     dot: Dot | None = None
     table: Table | None = None
+    depth: Depth | None = None
 
     def __post_init__(self) -> None:
         """Normalise sequences to tuples of int and check every field."""
@@ -369,6 +405,8 @@ class Conv2dWorkload:
         if self.table and (self.word_bits, self.lanes) != (8, TABLE_LANES):
             layout = f"{self.word_bits} bits and {self.lanes} lanes"
             raise ValueError(f"lookups in tables need words of 8 bits and {TABLE_LANES} lanes, got {layout}")
+        if self.depth is not None:
+            self._check_depth(self.depth)
         if len(self.plane_class) != self.activation_planes:
             raise ValueError(f"plane_class needs {self.activation_planes} rows, got {len(self.plane_class)}")
         used = {index for row in self.plane_class for index in row}
@@ -378,6 +416,17 @@ class Conv2dWorkload:
             raise ValueError(f"unknown epilogue {self.epilogue!r}")
         if isinstance(self.epilogue, Float) and self.epilogue.combine == "basis":
             self._check_basis()
+
+    def _check_depth(self, depth: Depth) -> None:
+        if self.combine not in ("xor", "and"):
+            raise ValueError(f"vectors along the depth do not go with combine {self.combine!r}")
+        if (self.word_bits, self.lanes) != (8, DEPTH_LANES):
+            layout = f"{self.word_bits} bits and {self.lanes} lanes"
+            raise ValueError(f"vectors along the depth need words of 8 bits and {DEPTH_LANES} lanes, got {layout}")
+        if depth.words < self.in_words:
+            raise ValueError(f"{depth.words} bytes of depth do not hold {self.in_channels} channels")
+        if self.class_bound >= 2**16:
+            raise ValueError(f"sums along the depth are at most {2**16 - 1}, got {self.class_bound}")
 
     def _check_basis(self) -> None:
         if not self.pairs_are_classes:
@@ -413,6 +462,18 @@ class Conv2dWorkload:
     def reads_bytes(self) -> bool:
         """Whether the codes of the input are bytes."""
         return self.dot is not None or self.table is not None
+
+    @property
+    def padded_words(self) -> int:
+        """Words (or bytes) of one input pixel and plane that the reduction reads; those after `in_words` are zero."""
+        if self.table is not None:  # tables are made of as many channels as words of weights hold bits
+            return self.weight_words * self.word_bits
+        return self.in_words if self.depth is None else self.depth.words
+
+    @property
+    def class_bound(self) -> int:
+        """The largest popcount sum of a class."""
+        return self.kernel[0] * self.kernel[1] * self.in_words * self.word_bits * self.pairs_per_class
 
     @property
     def weight_words(self) -> int:
@@ -536,6 +597,9 @@ class Conv2dWorkload:
     def weight_shape(self) -> tuple[int, ...]:
         """Shape of the packed weights."""
         blocks = self.out_channels_padded // self.lanes
+        if self.depth is not None:
+            steps = self.depth.words // self.depth.step
+            return (blocks, *self.kernel, self.weight_planes, steps, self.lanes, self.depth.step)
         if self.dot is None:
             return (blocks, *self.kernel, self.weight_planes, self.weight_words, self.lanes)
         kernel, length = ((1, 1), self.window_bytes) if self.dot.gathered else (self.kernel, self.in_words)
@@ -570,6 +634,8 @@ class Conv2dWorkload:
                 fields["dot"] = Dot(**fields["dot"])
             if fields.get("table") is not None:
                 fields["table"] = Table(**fields["table"])
+            if fields.get("depth") is not None:
+                fields["depth"] = Depth(**fields["depth"])
             return Conv2dWorkload(epilogue=kind(**epilogue), **fields)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a convolution workload: {text[:80]!r} ({error})") from error

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -31,11 +32,21 @@ from tvmq.bitplanes import (
     window_classes,
 )
 from tvmq.dialect import constant_array, is_call, pair, sides
-from tvmq.kernels.packing import pack_weight_bytes, pack_weights
-from tvmq.kernels.workload import Conv2dWorkload, Dot, Epilogue, Table, Thresholds, dot_form, padded_bytes
+from tvmq.kernels.packing import pack_depth_weights, pack_weight_bytes, pack_weights
+from tvmq.kernels.workload import (
+    DEPTH_LANES,
+    Conv2dWorkload,
+    Depth,
+    Dot,
+    Epilogue,
+    Table,
+    Thresholds,
+    dot_form,
+    padded_bytes,
+)
 from tvmq.target import Target
 from tvmq.transform.fold_epilogues import ALWAYS, NEVER
-from tvmq.transform.kernel_choice import ByteForm
+from tvmq.transform.kernel_choice import ByteForm, plane_depth
 from tvmq.transform.level_lines import level_lines
 
 __all__ = ["KernelBuilder"]
@@ -174,6 +185,7 @@ class KernelBuilder:
     ) -> Conv2dWorkload:
         thresholds = isinstance(self.epilogue, Thresholds)
         divisor = self.divisor if thresholds else 1
+        depth = self.depth(channels, kernel)
         return Conv2dWorkload(
             height=size[0],
             width=size[1],
@@ -192,11 +204,23 @@ class KernelBuilder:
             row_classes=self.constant.shape[0],
             col_classes=self.constant.shape[1],
             word_bits=self.target.word_bits,
-            lanes=self.target.lanes if self.bytes is None or self.tables else self.target.dot_lanes,
+            lanes=DEPTH_LANES if depth is not None else self.lanes(),
             epilogue=self.epilogue,
             dot=None if self.bytes is None or self.tables else self.dot(),
             table=self.table() if self.tables else None,
+            depth=depth,
         )
+
+    def lanes(self) -> int:
+        """Output channels of a vector that lies across them."""
+        return self.target.lanes if self.bytes is None or self.tables else self.target.dot_lanes
+
+    def depth(self, channels: int, kernel: tuple[int, int]) -> Depth | None:
+        """How vectors lie along the depth, if they do."""
+        if self.bytes is not None:
+            return None
+        pairs = max(Counter(index for row in self.terms.plane_class for index in row).values())
+        return plane_depth(self.target, channels, math.prod(kernel), len(self.weight), pairs)
 
     def table(self) -> Table:
         """What a kernel has to know about lookups in tables."""
@@ -287,6 +311,8 @@ class KernelBuilder:
         if self.bytes is not None and not self.tables:
             units, padded = self.units.transpose(0, 2, 3, 1), workload.out_channels_padded
             return pack_weight_bytes(units, workload.lanes, padded, self.gathered, dot_form(self.target.dot))
+        if workload.depth is not None:
+            return pack_depth_weights(self.bits(), workload.depth)
         return pack_weights(self.bits(), workload.word_bits, workload.lanes)
 
     def epilogue_constants(self, arrays: list[np.ndarray], surplus: int) -> list[np.ndarray]:

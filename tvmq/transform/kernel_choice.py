@@ -5,6 +5,10 @@ w-bit weights and a-bit activations take w times a binary ones; both kinds lose 
 A dense layer of a single sample reads every weight once, so if its weights are many, neither kind is faster than
 memory, and fewer bits are worth more.
 
+Some cores count bits with vectors along the depth of an output channel as well as with lanes of output channels; the
+cost table then gives the rate of lanes as ``binary_lanes``, and that of the faster form as ``binary``.  Padding decides
+between them: of a pixel to whole steps, or of the output channels to whole vectors.
+
 Some cores look up products of one-bit weights in tables of sums of activations.  Their activations are bytes as well,
 but weights stay bits; the cost table gives their rate for each number of bits of activations.
 """
@@ -19,10 +23,11 @@ from tvm.ir import Call
 from tvmq import dialect
 from tvmq.bitplanes import ByteTerms, Encoding, byte_terms
 from tvmq.dialect import constant_array, is_call
-from tvmq.kernels.workload import padded_bytes
-from tvmq.target import Target
+from tvmq.kernels.depth import depth_of
+from tvmq.kernels.workload import DEPTH_LANES, Depth, padded_bytes
+from tvmq.target import LANES_KIND, Target
 
-__all__ = ["ByteForm", "Rates", "byte_form", "rates"]
+__all__ = ["ByteForm", "Rates", "byte_form", "plane_depth", "rates"]
 
 STREAM_BYTES_PER_CYCLE = 16.0
 """Weights that a core reads from its last-level cache; measured on Zen 4."""
@@ -89,8 +94,13 @@ def rates(
     """
     useful, word = channels * taps, core.word_bits
     direct, gathered = taps * -(-channels // word) * word, -(-useful // word) * word
-    packed = gathered if taps > 1 and 2 * gathered <= direct else direct
-    planes = core.mac_per_cycle["binary"] / (weight_bits * activation_bits) * useful / packed
+    is_gathered = taps > 1 and 2 * gathered <= direct
+    words = (gathered if is_gathered else direct) // word
+    binary = _lanes_rate(core)
+    if LANES_KIND in core.mac_per_cycle:
+        padded = depth_of(words, core.arch).words if is_gathered else taps * depth_of(words // taps, core.arch).words
+        binary = max(binary, core.mac_per_cycle["binary"] * words / padded)
+    planes = binary / (weight_bits * activation_bits) * useful / (words * word)
     as_bytes = core.mac_per_cycle["int8"] * useful / min(taps * padded_bytes(channels), padded_bytes(useful))
     table = core.mac_per_cycle.get(f"table{activation_bits}", 0.0) * useful / direct if weight_bits == 1 else 0.0
     if streamed_weights:
@@ -100,6 +110,38 @@ def rates(
         as_bytes = min(as_bytes, STREAM_BYTES_PER_CYCLE)
         table = min(table, STREAM_BYTES_PER_CYCLE * 8)
     return Rates(planes, as_bytes, table)
+
+
+def _lanes_rate(core: Target) -> float:
+    return core.mac_per_cycle.get(LANES_KIND, core.mac_per_cycle["binary"])
+
+
+def plane_depth(core: Target, channels: int, taps: int, outputs: int, pairs: int) -> Depth | None:
+    """How vectors lie along the depth in a product of bit planes, if they are to.
+
+    Parameters
+    ----------
+    core : Target
+        The core.
+    channels, taps : int
+        Input channels, and positions of the window.
+    outputs : int
+        Output channels.
+    pairs : int
+        The most plane pairs whose popcounts are one sum.
+
+    Returns
+    -------
+    depth : Depth or None
+        None if lanes of output channels are faster, if the core has no other kernel, or if sums do not fit in 16 bits.
+    """
+    words = -(-channels // core.word_bits)
+    if LANES_KIND not in core.mac_per_cycle or taps * words * core.word_bits * pairs >= 2**16:
+        return None
+    depth = depth_of(words, core.arch)
+    along = core.mac_per_cycle["binary"] * words / depth.words / (-(-outputs // DEPTH_LANES) * DEPTH_LANES)
+    across = _lanes_rate(core) / (-(-outputs // core.lanes) * core.lanes)
+    return depth if along >= across else None
 
 
 def byte_form(call: Call, core: Target) -> ByteForm | None:
