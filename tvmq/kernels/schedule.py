@@ -54,6 +54,8 @@ _UNROLLED_TAPS = 9
 """Taps of a window of floats up to which they are unrolled."""
 _SPREAD_STEPS = 1 << 15
 """Innermost steps from which a kernel that is not a product is spread over threads: those of some microseconds."""
+_FEWEST_TASKS = 4
+"""Steps of a loop from which it is spread over threads."""
 _UNROLLED_CHANNELS = 8
 """Bytes of a pixel up to which packing them is unrolled."""
 
@@ -282,12 +284,21 @@ def schedule(function: tirx.PrimFunc, target: TargetLike) -> tirx.PrimFunc | Non
 
 
 def _spread_rows(sch: s_tir.Schedule, block: Any) -> None:
-    """Spread the images of a batch or the rows of an image, whatever are more, over threads if they are enough work."""
-    extents = {loop: sch.get(loop).extent for loop in sch.get_loops(block)}
-    known = {loop: int(extent) for loop, extent in extents.items() if isinstance(extent, tirx.IntImm)}
-    outermost = [loop for loop in list(extents)[:2] if known.get(loop, 1) > 1]
-    if outermost and math.prod(known.values()) >= _SPREAD_STEPS:
-        sch.parallel(max(outermost, key=known.__getitem__))
+    """Spread the images of a batch or the rows of an image, whatever comes first, over threads if they are enough work.
+
+    Neither the innermost loop, which has the lanes, nor a short one is spread.
+    """
+    loops = sch.get_loops(block)
+    extents = [sch.get(loop).extent for loop in loops]
+    steps = math.prod(int(extent) for extent in extents if isinstance(extent, tirx.IntImm))
+    for loop, extent in zip(loops[:-1], extents, strict=False):
+        if steps < _SPREAD_STEPS:
+            return
+        if isinstance(extent, tirx.IntImm):
+            if int(extent) >= _FEWEST_TASKS:
+                sch.parallel(loop)
+                return
+            steps //= int(extent)  # in every step of this loop
 
 
 def _integer(extent: Any) -> Any:
