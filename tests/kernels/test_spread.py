@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -67,8 +68,16 @@ def test_large_ones_are_spread(kind: str, symbolic: bool, family: Any, reference
 
 def test_innermost_loops_are_not_spread(family: Any, reference: SimpleNamespace) -> None:
     two = dataclasses.replace(family, cores=2)
-    assert "for i0 in T.parallel(256)" in reference.scheduled(quantize((256, 784), 15, range(16)), two).script()
-    assert "T.parallel(" not in reference.scheduled(quantize((1, 1 << 16), 15, range(16)), two).script()
+    window: dict[str, Any] = {"kernel": (1, 1), "strides": (1, 1), "padding": (0, 0), "out_size": (1, 1)}
+    pool = reference.scheduled(float_max_pool2d(1, 1, 1, 1 << 16, **window), two)
+    assert "T.parallel(" not in pool.script()
+
+
+def test_elements_are_spread_as_whole_vectors(family: Any, reference: SimpleNamespace) -> None:
+    two = dataclasses.replace(family, cores=2)
+    script = reference.scheduled(quantize((1, 256, 14, 14), 15, range(16)), two).script()
+    assert re.search(r"T\.parallel\(16\)", script)
+    assert re.search(r"range\(3136\)", script)
 
 
 @pytest.mark.parametrize("kind", KINDS)

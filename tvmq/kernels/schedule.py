@@ -56,6 +56,10 @@ _SPREAD_STEPS = 1 << 15
 """Innermost steps from which a kernel that is not a product is spread over threads: those of some microseconds."""
 _FEWEST_TASKS = 4
 """Steps of a loop from which it is spread over threads."""
+_MOST_TASKS = 16
+"""Pieces that a loop over all elements is spread in, at most."""
+_VECTOR_STEPS = 64
+"""Elements of whole vectors of any core."""
 _UNROLLED_CHANNELS = 8
 """Bytes of a pixel up to which packing them is unrolled."""
 
@@ -275,7 +279,7 @@ def schedule(function: tirx.PrimFunc, target: TargetLike) -> tirx.PrimFunc | Non
     if str(kernel) == "float_planes":
         return schedule_float_planes(function, target).with_attr("tirx.is_scheduled", True)
     sch = s_tir.Schedule(function)
-    if getattr(target, "cores", 1) > 1:
+    if getattr(target, "cores", 1) > 1 and str(kernel) != "quantize":
         for block in _blocks(sch).values():
             _spread_rows(sch, block)
     if str(kernel) in _GLUE:
@@ -620,10 +624,18 @@ def _schedule_float_pool(sch: s_tir.Schedule, _target: TargetLike) -> None:
     sch.decompose_reduction(maximum, kh)
 
 
-def _schedule_quantize(sch: s_tir.Schedule, _target: TargetLike) -> None:
-    """All steps of the search on one element; LLVM vectorises over elements."""
+def _schedule_quantize(sch: s_tir.Schedule, target: TargetLike) -> None:
+    """All steps of the search on one element; LLVM vectorises over elements, which know no rows."""
     *stages, codes = sch.get_child_blocks(sch.get_sblock("root"))
-    innermost = sch.get_loops(codes)[-1]
+    loops = sch.get_loops(codes)
+    known = [loop for loop in loops if isinstance(sch.get(loop).extent, tirx.IntImm)]
+    innermost = sch.fuse(*known) if known else loops[-1]
+    count = int(sch.get(innermost).extent) if known else 0
+    if getattr(target, "cores", 1) > 1 and count >= _SPREAD_STEPS:
+        # Where they divide the elements, every task has whole vectors.
+        pieces = count // _VECTOR_STEPS if count % _VECTOR_STEPS == 0 else count
+        task, innermost = sch.split(innermost, [_divisor(pieces, _MOST_TASKS), None])
+        sch.parallel(task)
     for stage in reversed(stages):
         sch.compute_at(stage, innermost)
         sch.set_scope(stage, 0, "local")
