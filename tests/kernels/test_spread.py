@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,7 +25,7 @@ def functions(batch: Any, size: int, word_bits: int) -> dict[str, tirx.PrimFunc]
         "bitpack of few channels": bitpack(batch, 3, size, size, 8, word_bits),
         "bitunpack": bitunpack(batch, 64, size, size, 2, word_bits),
         "bytepack": bytepack(batch, 3, size, size, 3, 0),
-        "quantize": quantize((batch, 3, size, size), 15, range(16)),
+        "quantize": quantize((batch, 3, 2 * size, size), 15, range(16)),
         "max_pool2d": max_pool2d(batch, size, size, 64 // word_bits, word_bits, planes=2, **window),
         "byte_max_pool2d": byte_max_pool2d(batch, size, size, 64, **window),
         "float_max_pool2d": float_max_pool2d(batch, size, size, 64, **window),
@@ -63,6 +64,20 @@ def test_large_ones_are_spread(kind: str, symbolic: bool, family: Any, reference
     like = np.zeros(shape_of(output), str(output.dtype))
     expected, spread = (reference.run_function(scheduled, family, given, like) for scheduled in (one, two))
     np.testing.assert_array_equal(spread, expected)
+
+
+def test_innermost_loops_are_not_spread(family: Any, reference: SimpleNamespace) -> None:
+    two = dataclasses.replace(family, cores=2)
+    window: dict[str, Any] = {"kernel": (1, 1), "strides": (1, 1), "padding": (0, 0), "out_size": (1, 1)}
+    pool = reference.scheduled(float_max_pool2d(1, 1, 1, 1 << 16, **window), two)
+    assert "T.parallel(" not in pool.script()
+
+
+def test_elements_are_spread_as_whole_vectors(family: Any, reference: SimpleNamespace) -> None:
+    two = dataclasses.replace(family, cores=2)
+    script = reference.scheduled(quantize((1, 256, 14, 14), 15, range(16)), two).script()
+    assert re.search(r"T\.parallel\(16\)", script)
+    assert re.search(r"range\(3136\)", script)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -11,7 +11,8 @@ The function is described as tensor expressions, its blocks are
 
 * ``decoded``: weights, of codes, as float32; their scales are left to the results;
 * ``pad``: the image with zeros around it, wide enough for whole vectors;
-* ``phase``: where columns are strided, every so-manieth column of it, so that what a vector needs is contiguous;
+* ``phase``: where columns are strided, every so-manieth column of it, so that what a vector needs is contiguous; where
+  the stride divides the image's width, both are one block, ``pad_phase``;
 * ``accumulate``: the sums;
 * ``scaled``: results, but for the shortcut and what follows it, where rows are longer than the output's;
 * ``output``: results.
@@ -20,6 +21,7 @@ The function is described as tensor expressions, its blocks are
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -50,6 +52,8 @@ _MOST_PRODUCTS = 256
 """Products in the body of a loop."""
 _MOST_STEPS = 4
 """Successive channels that the body of a loop multiplies at most."""
+_PADDED = ("pad", "pad_phase")
+"""Blocks with zeros around an image."""
 _PARALLEL_MACS = 500_000
 """Multiply-accumulates below which waking other threads costs more than it saves."""
 
@@ -198,6 +202,8 @@ def _pixels(workload: FloatWorkload, batch: Extent, data: te.Tensor, columns: in
     height, width = (workload.out_height - 1) * strides[0] + reach[0] + 1, (length - 1) * strides[1] + 1
     phases = min(strides[1], reach[1] + 1)
     width += phases - 1
+    if strides[1] > 1 and phases == strides[1] and workload.width % strides[1] == 0:
+        return _padded_phases(workload, batch, data, (height, length))
     image = data
     if (top, left) != (0, 0) or height > workload.height or width > workload.width:
 
@@ -217,6 +223,29 @@ def _pixels(workload: FloatWorkload, batch: Extent, data: te.Tensor, columns: in
     def strided(n: Any, c: Any, y: Any, x: Any, ky: Any, kx: Any) -> Any:
         row, column = y * strides[0] + ky * dilation[0], kx * dilation[1]
         return phase[n, c, row, column % strides[1], x + column // strides[1]]
+
+    return strided
+
+
+def _padded_phases(workload: FloatWorkload, batch: Extent, data: te.Tensor, size: tuple[int, int]) -> Any:
+    """The same for strided columns, without a padded image: the padding on the left is rounded up to whole strides.
+
+    Then what is inside the image is the same range of positions in every phase.
+    """
+    (row_stride, stride), (top, left, _, _) = workload.strides, workload.padding
+    lead = -(-left // stride)
+    shift = lead * stride - left
+    height, length = size[0], size[1] + (workload.dilation[1] * (workload.kernel[1] - 1) % stride + shift) // stride
+
+    def number(n: Any, c: Any, y: Any, p: Any, x: Any) -> Any:
+        inside = tirx.all(y >= top, y < top + workload.height, x >= lead, x < lead + workload.width // stride)
+        return tirx.if_then_else(inside, data[n, c, y - top, (x - lead) * stride + p], tirx.const(0, "float32"))
+
+    phase = te.compute((batch, workload.in_channels, height, stride, length), number, name="pad_phase")
+
+    def strided(n: Any, c: Any, y: Any, x: Any, ky: Any, kx: Any) -> Any:
+        column = kx * workload.dilation[1] + shift
+        return phase[n, c, y * row_stride + ky * workload.dilation[0], column % stride, x + column // stride]
 
     return strided
 
@@ -315,18 +344,19 @@ class _Scheduler:
         # What no other group reads is copied when it is needed: few rows, or the rows of several small groups.
         by_rows = workload.groups > 1 and self.plane_bytes() > _CACHED
         place = row_tile if by_rows else chunk
-        for name in ("phase", "pad"):
+        for name in ("phase", *_PADDED):
             if name in blocks:
                 sch.compute_at(blocks[name], place, preserve_unit_loops=True)
-        if "phase" in blocks:
-            *_, phase, column = sch.get_loops(blocks["phase"])
-            sch.reorder(column, phase)  # so that LLVM loads vectors, and takes them apart
-            sch.unroll(phase)
         if "decoded" in blocks and self.vector:
             sch.vectorize(sch.get_loops(blocks["decoded"])[-1])
         self.tiled([*own[:2], piece, lane])
         self.sums()
         self.decompose_padding(4 if by_rows else 2)
+        for name in ("phase", "pad_phase"):
+            if name in blocks:
+                *_, phase, column = sch.get_loops(blocks[name])
+                sch.reorder(column, phase)  # so that LLVM loads vectors, and takes them apart
+                sch.unroll(phase)
 
     def tiled(self, loops: list[Any]) -> None:
         *others, lane = loops
@@ -365,15 +395,21 @@ class _Scheduler:
 
     def plane_bytes(self) -> int:
         """Of the padded channels that a group reads."""
-        if "pad" not in self.blocks:
+        padded = self.padded()
+        if padded is None:
             return _CACHED
-        _, channels, height, width = self.sch.get(self.blocks["pad"]).writes[0].source.shape
-        return 4 * int(channels) // self.workload.groups * int(height) * int(width)
+        _, channels, *plane = self.sch.get(padded).writes[0].source.shape
+        return 4 * int(channels) // self.workload.groups * math.prod(int(extent) for extent in plane)
+
+    def padded(self) -> Any:
+        """The block that copies the image and puts zeros around it, if there is one."""
+        return next((self.blocks[name] for name in _PADDED if name in self.blocks), None)
 
     def decompose_padding(self, outer: int) -> None:
         """Zeros, then the image; of the loops around it the outer ones are shared with other blocks."""
-        if "pad" not in self.blocks:
+        padded = self.padded()
+        if padded is None:
             return
-        first = self.sch.get_loops(self.blocks["pad"])[outer]
-        if self.sch.can_decompose_padding(self.blocks["pad"], first):
-            self.sch.decompose_padding(self.blocks["pad"], first)
+        first = self.sch.get_loops(padded)[outer]
+        if self.sch.can_decompose_padding(padded, first):
+            self.sch.decompose_padding(padded, first)

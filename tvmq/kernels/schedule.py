@@ -67,6 +67,12 @@ _UNROLLED_TAPS = 9
 """Taps of a window of floats up to which they are unrolled."""
 _SPREAD_STEPS = 1 << 15
 """Innermost steps from which a kernel that is not a product is spread over threads: those of some microseconds."""
+_FEWEST_TASKS = 4
+"""Steps of a loop from which it is spread over threads."""
+_MOST_TASKS = 16
+"""Pieces that a loop over all elements is spread in, at most."""
+_VECTOR_STEPS = 64
+"""Elements of whole vectors of any core."""
 _UNROLLED_CHANNELS = 8
 """Bytes of a pixel up to which packing them is unrolled."""
 
@@ -316,7 +322,7 @@ def schedule(function: tirx.PrimFunc, target: TargetLike) -> tirx.PrimFunc | Non
     if str(kernel) == "float_planes":
         return schedule_float_planes(function, target).with_attr("tirx.is_scheduled", True)
     sch = s_tir.Schedule(function)
-    if getattr(target, "cores", 1) > 1:
+    if getattr(target, "cores", 1) > 1 and str(kernel) != "quantize":
         for block in _blocks(sch).values():
             _spread_rows(sch, block)
     if str(kernel) in _GLUE:
@@ -325,12 +331,21 @@ def schedule(function: tirx.PrimFunc, target: TargetLike) -> tirx.PrimFunc | Non
 
 
 def _spread_rows(sch: s_tir.Schedule, block: Any) -> None:
-    """Spread the images of a batch or the rows of an image, whatever are more, over threads if they are enough work."""
-    extents = {loop: sch.get(loop).extent for loop in sch.get_loops(block)}
-    known = {loop: int(extent) for loop, extent in extents.items() if isinstance(extent, tirx.IntImm)}
-    outermost = [loop for loop in list(extents)[:2] if known.get(loop, 1) > 1]
-    if outermost and math.prod(known.values()) >= _SPREAD_STEPS:
-        sch.parallel(max(outermost, key=known.__getitem__))
+    """Spread the images of a batch or the rows of an image, whatever comes first, over threads if they are enough work.
+
+    Neither the innermost loop, which has the lanes, nor a short one is spread.
+    """
+    loops = sch.get_loops(block)
+    extents = [sch.get(loop).extent for loop in loops]
+    steps = math.prod(int(extent) for extent in extents if isinstance(extent, tirx.IntImm))
+    for loop, extent in zip(loops[:-1], extents, strict=False):
+        if steps < _SPREAD_STEPS:
+            return
+        if isinstance(extent, tirx.IntImm):
+            if int(extent) >= _FEWEST_TASKS:
+                sch.parallel(loop)
+                return
+            steps //= int(extent)  # in every step of this loop
 
 
 def _integer(extent: Any) -> Any:
@@ -686,10 +701,18 @@ def _schedule_float_pool(sch: s_tir.Schedule, _target: TargetLike) -> None:
     sch.decompose_reduction(maximum, kh)
 
 
-def _schedule_quantize(sch: s_tir.Schedule, _target: TargetLike) -> None:
-    """All steps of the search on one element; LLVM vectorises over elements."""
+def _schedule_quantize(sch: s_tir.Schedule, target: TargetLike) -> None:
+    """All steps of the search on one element; LLVM vectorises over elements, which know no rows."""
     *stages, codes = sch.get_child_blocks(sch.get_sblock("root"))
-    innermost = sch.get_loops(codes)[-1]
+    loops = sch.get_loops(codes)
+    known = [loop for loop in loops if isinstance(sch.get(loop).extent, tirx.IntImm)]
+    innermost = sch.fuse(*known) if known else loops[-1]
+    count = int(sch.get(innermost).extent) if known else 0
+    if getattr(target, "cores", 1) > 1 and count >= _SPREAD_STEPS:
+        # Where they divide the elements, every task has whole vectors.
+        pieces = count // _VECTOR_STEPS if count % _VECTOR_STEPS == 0 else count
+        task, innermost = sch.split(innermost, [_divisor(pieces, _MOST_TASKS), None])
+        sch.parallel(task)
     for stage in reversed(stages):
         sch.compute_at(stage, innermost)
         sch.set_scope(stage, 0, "local")
