@@ -61,6 +61,14 @@ def test_emulated(name: str, core: Target, reference: SimpleNamespace) -> None:
         np.testing.assert_array_equal(output, like)
 
 
+def test_a_symbolic_width_serves_dense_layers(core: Target, reference: SimpleNamespace) -> None:
+    epilogue = Thresholds(1, (0, 1), 1, "bytes")
+    fields = {**POINTWISE, "height": 1, "width": 1, "in_channels": 100, "out_channels": 70, "epilogue": epilogue}
+    function, arguments, expected = reference.conv2d_case(make(core, reference, **fields), core, width=13)
+    (output,) = reference.emulate(function, core, arguments, expected)
+    np.testing.assert_array_equal(output, expected[0])
+
+
 @pytest.mark.parametrize("weight", [-128, 127])
 def test_every_byte_at_its_extreme(weight: int, core: Target, reference: SimpleNamespace) -> None:
     workload = make(core, reference, in_channels=64, pair_bound=256 * abs(weight), epilogue=Integer(), **POINTWISE)

@@ -50,6 +50,10 @@ _MOST_PIECES = 14
 """Vectors of a row in one tile at most."""
 _MOST_PRODUCTS = 256
 """Products in the body of a loop."""
+_MOST_NARROW_PRODUCTS = 144
+"""The same for vectors of four numbers, whose loads are more: LLVM begins so many that longer bodies spill."""
+_NARROW = 4
+"""Numbers of a vector of NEON."""
 _MOST_STEPS = 4
 """Successive channels that the body of a loop multiplies at most."""
 _PADDED = ("pad", "pad_phase")
@@ -380,15 +384,16 @@ class _Scheduler:
         sch.set_scope(block, 0, "local")
         products = tile.channels * vectors
         # Successive kernel rows share rows of the image: unrolled, LLVM would keep them all, and spill.
+        most = _MOST_PRODUCTS if self.workload.lanes > _NARROW else _MOST_NARROW_PRODUCTS
         for loop in (kx, ky) if tile.rows == 1 else (kx,):
             extent = int(sch.get(loop).extent)
-            if products * extent > _MOST_PRODUCTS:
+            if products * extent > most:
                 break
             sch.unroll(loop)
             products *= extent
         else:
             extent = int(sch.get(channel).extent)
-            steps = divisor(extent, min(_MOST_STEPS, _MOST_PRODUCTS // products))
+            steps = divisor(extent, min(_MOST_STEPS, most // products))
             channel, step = sch.split(channel, [None, steps])
             sch.unroll(step)
         sch.decompose_reduction(block, channel)
