@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
 # Install what is needed to compile for ARM boards and to emulate them: scripts/install-cross-tools.sh [aarch64] [armhf]
 #
+# With `board`, also what scripts/try-raspberry-pi-guide.sh emulates a whole board with.
+#
 # Does nothing where everything is there.  Uses apt-get as root or with a sudo that asks for no password; otherwise
 # prints the command to run and fails.
 set -euo pipefail
+PATH=$PATH:/usr/sbin # where sshd is, also for users
 
 tools() { # one "command package" per line
     echo "g++ g++"
@@ -11,7 +14,11 @@ tools() { # one "command package" per line
         case "$name" in
             aarch64) printf '%s\n' "aarch64-linux-gnu-g++ g++-aarch64-linux-gnu" "qemu-aarch64-static qemu-user-static" ;;
             armhf) printf '%s\n' "arm-linux-gnueabihf-g++ g++-arm-linux-gnueabihf" "qemu-arm-static qemu-user-static" ;;
-            *) echo "install-cross-tools: unknown architecture '$name'; known: aarch64 armhf" >&2; return 2 ;;
+            board)
+                printf '%s\n' "mmdebstrap mmdebstrap" "proot proot" "ssh openssh-client" "sshd openssh-server" \
+                    "qemu-aarch64-static qemu-user-static"
+                ;;
+            *) echo "install-cross-tools: unknown architecture '$name'; known: aarch64 armhf board" >&2; return 2 ;;
         esac
     done
 }
