@@ -2,6 +2,8 @@
 # Install what is needed to compile for ARM boards, to emulate them, and to test the way to them:
 # scripts/install-cross-tools.sh [aarch64] [armhf] [sshd]
 #
+# With `board`, also what scripts/try-raspberry-pi-guide.sh emulates a whole board with.
+#
 # Does nothing where everything is there.  Uses apt-get as root or with a sudo that asks for no password; otherwise
 # prints the command to run and fails.
 set -euo pipefail
@@ -14,7 +16,11 @@ tools() { # one "command package" per line
             aarch64) printf '%s\n' "aarch64-linux-gnu-g++ g++-aarch64-linux-gnu" "qemu-aarch64-static qemu-user-static" ;;
             armhf) printf '%s\n' "arm-linux-gnueabihf-g++ g++-arm-linux-gnueabihf" "qemu-arm-static qemu-user-static" ;;
             sshd) printf '%s\n' "ssh openssh-client" "sshd openssh-server" ;;
-            *) echo "install-cross-tools: unknown '$name'; known: aarch64 armhf sshd" >&2; return 2 ;;
+            board)
+                printf '%s\n' "mmdebstrap mmdebstrap" "proot proot" "ssh openssh-client" "sshd openssh-server" \
+                    "qemu-aarch64-static qemu-user-static"
+                ;;
+            *) echo "install-cross-tools: unknown '$name'; known: aarch64 armhf sshd board" >&2; return 2 ;;
         esac
     done
 }

@@ -120,6 +120,20 @@ def test_what_runs_networks_is_small(build, name, megabytes, runner_cache):
     assert build(get_target(name)).stat().st_size <= megabytes * 1e6
 
 
+@pytest.mark.parametrize("build", [build_runner, build_runtime])
+def test_what_runs_networks_does_not_say_where_it_was_built(build, runner_cache):
+    path = build(get_target("raspberry-pi-4"))
+    content = path.read_bytes()
+    assert str(path.parents[1]).encode() not in content
+    assert b"site-packages" not in content
+
+
+def test_changed_source_of_tvm_is_named(own_cache, monkeypatch):
+    monkeypatch.setattr(toolchain, "_MOVED", ("function.cc", "not in it", "anything"))
+    with pytest.raises(ToolchainError, match=r"cannot build the runner: function\.cc of TVM's wheel is another one"):
+        build_runner(get_target("host"))
+
+
 def test_runtime_exports_what_networks_and_c_programs_call(runner_cache):
     path = build_runtime(get_target("raspberry-pi-4"))
     listing = subprocess.run(

@@ -79,6 +79,8 @@ _FFI_SOURCES = (
     "object.cc",
     "tensor.cc",
 )
+# A network's bytes are copied while it is loaded, of which the first copy is needed no longer: it becomes the second.
+_MOVED = ("extra/library_module.cc", "Bytes(module_bytes)", "Bytes(std::move(module_bytes))")
 _COMPILE_FLAGS = (
     "-std=c++17",
     "-Os",
@@ -91,6 +93,7 @@ _COMPILE_FLAGS = (
     "-fPIC",
     "-fvisibility=hidden",
 )
+_FILE_NAMES = "-ffile-prefix-map"
 # The C++ library travels inside, as the device's own may be older.  Memory that becomes read-only after relocation
 # would start at a page of its own, which on 64-bit ARM may have 64 kB: a hole of that size in the file.
 _LINK_FLAGS = ("-static-libstdc++", "-static-libgcc", "-Wl,--gc-sections", "-Wl,-z,norelro", "-s")
@@ -332,7 +335,9 @@ def _compile(compiler: str, sources: Sequence[Path], problem: str, progress: Cal
         _package("tvm_ffi") / "include",
         _package("tvm_ffi") / "3rdparty" / "dlpack" / "include",
     ]
-    flags = [*_COMPILE_FLAGS, *(f"-I{path}" for path in includes)]
+    # Messages name their source files: by the same names wherever these were while they were compiled.
+    roots = [sources[0].parent, _package("tvm").parent, OWN_SOURCES]
+    flags = [*_COMPILE_FLAGS, *(f"{_FILE_NAMES}={path}/=" for path in roots), *(f"-I{path}" for path in includes)]
     commands = [[compiler, *flags, "-c", str(source), "-o", str(source.with_suffix(".o"))] for source in sources]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         jobs = [pool.submit(_call, command, problem) for command in commands]
@@ -354,10 +359,13 @@ def _lay_out_sources(folder: Path) -> tuple[list[Path], Path, Path]:
     omitted = shutil.ignore_patterns("extra", "rpc", "hexagon")
     shutil.copytree(_package("tvm") / "src" / "runtime", copied, ignore=omitted)
     shutil.copytree(OWN_SOURCES / "shims" / "src" / "support", folder / "src" / "support")
+    interface_sources = folder / "ffi"
+    shutil.copytree(_package("tvm_ffi") / "src" / "ffi", interface_sources)
     shared = [
         _join_sources(folder / "runtime.cc", copied, _RUNTIME_SOURCES),
-        _join_sources(folder / "ffi.cc", _package("tvm_ffi") / "src" / "ffi", _FFI_SOURCES),
+        _join_sources(folder / "ffi.cc", interface_sources, _FFI_SOURCES),
     ]
+    _replace_in(interface_sources, *_MOVED)
     runner = _join_sources(folder / "runner.cc", OWN_SOURCES, ("runner.cc",))
     interface = _join_sources(folder / "tvmq.cc", OWN_SOURCES, ("tvmq.cc",))
     return shared, runner, interface
@@ -370,6 +378,13 @@ def _join_sources(joined: Path, folder: Path, names: Sequence[str]) -> Path:
             raise ToolchainError(f"cannot build the runner: TVM's wheel has no {name}; install apache-tvm again")
     joined.write_text("".join(f'#include "{folder / name}"\n' for name in names))
     return joined
+
+
+def _replace_in(folder: Path, name: str, old: str, new: str) -> None:
+    text = (folder / name).read_text(encoding="utf-8")
+    if text.count(old) != 1:
+        raise ToolchainError(f"cannot build the runner: {name} of TVM's wheel is another one; install tvmq again")
+    (folder / name).write_text(text.replace(old, new), encoding="utf-8")
 
 
 def _package(name: str) -> Path:
@@ -385,7 +400,7 @@ def _fingerprint(compiler: str) -> str:
     version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
     versions = [importlib.metadata.version(name) for name in ("apache-tvm", "apache-tvm-ffi")]
     flags = [*_COMPILE_FLAGS, *_LINK_FLAGS, *_RUNTIME_FLAGS, *_SYSTEM_LIBRARIES]
-    parts = [*versions, *_RUNTIME_SOURCES, *_FFI_SOURCES, *flags]
+    parts = [*versions, *_RUNTIME_SOURCES, *_FFI_SOURCES, *_MOVED, _FILE_NAMES, *flags]
     for part in [version, *(text.encode() for text in parts)]:
         digest.update(part + b"\0")
     compiled = [path for path in OWN_SOURCES.rglob("*") if path.is_file() and path.parent.name != "device"]
