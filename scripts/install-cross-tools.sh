@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Install what is needed to compile for ARM boards, to emulate them, and to test the way to them:
-# scripts/install-cross-tools.sh [aarch64] [armhf] [sshd]
+# scripts/install-cross-tools.sh [aarch64] [armhf] [sshd] [board]
 #
 # With `board`, also what scripts/try-raspberry-pi-guide.sh emulates a whole board with.
 #
