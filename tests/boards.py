@@ -260,7 +260,7 @@ def ssh_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
     (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} ssh-ed25519 {host_key}")
     (folder / "ssh_config").write_text(
         f"Host *\nIdentityFile {folder}/user\nIdentitiesOnly yes\nUserKnownHostsFile {folder}/known_hosts\n"
-        "GlobalKnownHostsFile /dev/null\n"
+        "GlobalKnownHostsFile /dev/null\nKexAlgorithms curve25519-sha256\n"
     )
     (folder / "bin").mkdir()
     (folder / "bin" / "ssh").write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {folder}/ssh_config "$@"\n')

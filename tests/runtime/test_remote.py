@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 
 from tests.boards import PI_3, PI_3_32, PI_4, PI_4_32, PI_5, ROCK_5, ZERO
+from tests.runtime.test_facts import ask  # noqa: F401  (a fixture)
 from tvmq.errors import BoardError, BundleError, InputError
+from tvmq.runtime.fitting import choose_library
 from tvmq.runtime.remote import run_on_board
 
 pytestmark = pytest.mark.usefixtures("runner_cache")
 
 
-@pytest.mark.parametrize("model", [PI_4, PI_3_32], ids=["64-bit", "32-bit"])
+@pytest.mark.parametrize("model", [PI_4, PI_4_32], ids=["64-bit", "32-bit system on a 64-bit board"])
 def test_a_network_runs_there(board, board_bundle, model):
     board.become(model)
     (output,) = run_on_board(board_bundle, board.address, *board_bundle.check_inputs)
@@ -23,10 +25,11 @@ def test_a_network_runs_there(board, board_bundle, model):
     assert not (board.home / "tvmq" / ".installed").exists()
 
 
-def test_a_32_bit_system_on_a_64_bit_board_takes_the_32_bit_library(board, board_bundle):
-    board.become(PI_4_32)
-    (output,) = run_on_board(board_bundle, board.address, *board_bundle.check_inputs)
-    np.testing.assert_array_equal(output, board_bundle.check_outputs[0], strict=True)
+def test_what_does_not_fit_is_not_sent(board, board_bundle):
+    board.become(PI_3)
+    with pytest.raises(BoardError, match=f"does not fit {board.address} "):
+        run_on_board(board_bundle, board.address, *board_bundle.check_inputs)
+    assert not (board.home / "tvmq").exists()
 
 
 @pytest.mark.parametrize(
@@ -47,13 +50,16 @@ def test_a_32_bit_system_on_a_64_bit_board_takes_the_32_bit_library(board, board
     ],
     ids=["other core", "other width", "64 bits on 32", "older core", "big.LITTLE", "too old"],
 )
-def test_what_does_not_fit_is_not_sent(board, board_bundle, model, target, reason):
-    board.become(model)
+def test_what_does_not_fit(ask, board_bundle, model, target, reason):  # noqa: F811
     with pytest.raises(BoardError) as error:
-        run_on_board(board_bundle, board.address, *board_bundle.check_inputs, target=target)
-    assert f"does not fit {board.address} " in str(error.value)
+        choose_library(board_bundle, ask(model), "there", target)
+    assert "net.tvmq: does not fit there (" in str(error.value)
     assert reason in str(error.value)
-    assert not (board.home / "tvmq").exists()
+
+
+@pytest.mark.parametrize("model", [PI_3_32, PI_4_32])
+def test_what_fits(ask, board_bundle, model):  # noqa: F811
+    assert choose_library(board_bundle, ask(model), "there") == "raspberry-pi-3-32"
 
 
 def test_a_target_that_the_file_does_not_have(board, board_bundle):

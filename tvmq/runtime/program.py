@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tvmq.errors import TvmqError
+from tvmq.errors import InputError, TvmqError
 from tvmq.runtime.executor import Executor
 from tvmq.runtime.timing import run_seconds
 
@@ -41,7 +41,7 @@ def main(words: list[str] | None = None) -> int:
     arguments = parser.parse_args(words)
     try:
         print(json.dumps(_run(arguments.library, arguments.input, arguments.output_prefix, arguments.repeat)))
-    except (TvmqError, OSError, ValueError) as error:
+    except (TvmqError, OSError) as error:
         print(f"tvmq-run: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     return 0
@@ -49,12 +49,19 @@ def main(words: list[str] | None = None) -> int:
 
 def _run(library: Path, inputs: list[Path], prefix: str, repeat: int) -> dict[str, list[float] | list[str]]:
     executor = Executor(library)
-    arrays = [np.load(path, allow_pickle=False) for path in inputs]
+    arrays = [_array(path) for path in inputs]
     outputs = executor.run(*arrays)
     names = [f"{prefix}{number}.npy" for number in range(len(outputs))]
     for name, array in zip(names, outputs, strict=True):
         np.save(name, array)
     return {"seconds": run_seconds(executor.bound(*arrays), repeat), "outputs": names}
+
+
+def _array(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, allow_pickle=False)
+    except ValueError:
+        raise InputError(f"input file '{path}' is not an .npy file of plain numbers") from None
 
 
 if __name__ == "__main__":
