@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Install what is needed to compile for ARM boards and to emulate them: scripts/install-cross-tools.sh [aarch64] [armhf]
+# "simulate" among the arguments is what `tvmq tune --on simulate` needs beside them.
 #
 # Does nothing where everything is there.  Uses apt-get as root or with a sudo that asks for no password; otherwise
 # prints the command to run and fails.
@@ -10,8 +11,9 @@ tools() { # one "command package" per line
     for name in "$@"; do
         case "$name" in
             aarch64) printf '%s\n' "aarch64-linux-gnu-g++ g++-aarch64-linux-gnu" "qemu-aarch64-static qemu-user-static" ;;
+            simulate) echo "llvm-mca-19 llvm-19" ;;
             armhf) printf '%s\n' "arm-linux-gnueabihf-g++ g++-arm-linux-gnueabihf" "qemu-arm-static qemu-user-static" ;;
-            *) echo "install-cross-tools: unknown architecture '$name'; known: aarch64 armhf" >&2; return 2 ;;
+            *) echo "install-cross-tools: unknown architecture '$name'; known: aarch64 armhf simulate" >&2; return 2 ;;
         esac
     done
 }

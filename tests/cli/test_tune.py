@@ -151,7 +151,7 @@ def test_help_says_how_to_contribute():
 def test_a_bad_place_is_an_error_before_any_trial():
     result = command(str(NETWORK), "--on", "ssh://pi@board")
     assert result.exit_code == 1
-    assert "cannot tune on ssh://pi@board yet; use host, or tracker://address:port/key" in result.stderr
+    assert "cannot tune on ssh://pi@board yet; use host, simulate, or tracker://address:port/key" in result.stderr
 
 
 def test_ctrl_c(tmp_path):

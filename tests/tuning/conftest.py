@@ -88,6 +88,8 @@ class FakeHost:
     """
 
     name = "host"
+    smallest_gain = 0.01
+    simulates = False
 
     def __init__(self, task: Task, ratio: Callable[[Mapping[str, int]], float | None]) -> None:
         self.ratio = ratio

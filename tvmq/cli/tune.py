@@ -39,10 +39,11 @@ def tune_command(
         str,
         typer.Option(
             "--on",
-            metavar="host|tracker://ADDRESS:PORT/KEY",
-            help="Where to measure: here, or on machines that are registered at a tracker of TVM. Whoever reaches a "
-            "tracker or its machines can run anything on them: let them listen on 127.0.0.1 only, and reach them "
-            "through ssh.",
+            metavar="host|simulate|tracker://ADDRESS:PORT/KEY",
+            help="Where to measure: here; in a model of the core (simulate), which needs no board, ranks schedules and "
+            "keeps the best five for a later run on one; or on machines that are registered at a tracker of TVM. "
+            "Whoever reaches a tracker or its machines can run anything on them: let them listen on 127.0.0.1 only, "
+            "and reach them through ssh.",
         ),
     ] = "host",
     output: Annotated[

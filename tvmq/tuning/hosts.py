@@ -1,4 +1,4 @@
-"""Where kernels are built and timed: in this process, or on machines that a tracker of TVM lends out.
+"""Where kernels are built and timed: in this process, in a model, or on machines that a tracker of TVM lends out.
 
 A host gives MetaSchedule its builder and its runner.  Its own ``LocalBuilder`` starts new processes for every round,
 which takes longer than the round; building in this process takes a fifth of a second per kernel.  What runners return
@@ -11,30 +11,28 @@ import functools
 import re
 import socket
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import tvm
 from tvm import tirx
 from tvm.ir.utils import derived_object
-from tvm.s_tir.meta_schedule.builder import BuilderResult, PyBuilder
-from tvm.s_tir.meta_schedule.runner import EvaluatorConfig, PyRunner, PyRunnerFuture, RPCConfig, RPCRunner, RunnerResult
+from tvm.s_tir.meta_schedule.runner import EvaluatorConfig, PyRunner, RPCConfig, RPCRunner, RunnerResult
 
 from tvmq.errors import InputError, TargetError, ToolchainError
 from tvmq.machine import this_machine
 from tvmq.runtime.toolchain import find_compiler, link_library
 from tvmq.target import Target
-from tvmq.tuning.measure import CANDIDATE, DEFAULT, pair_times, random_array
+from tvmq.tuning.in_process import Alive, Builder, Done, reason_of
+from tvmq.tuning.measure import CANDIDATE, DEFAULT, SMALLEST_GAIN, pair_times, random_array
+from tvmq.tuning.simulate import SimulatedHost
 
 __all__ = ["Host", "LocalHost", "TrackerHost", "host_of"]
 
 CONNECT_SECONDS = 10
 SESSION_SECONDS = 60
 """Time that a lent machine has for one trial."""
-
-Alive = Callable[[], bool]
-"""False once the user wants to stop."""
 
 
 class Host(Protocol):
@@ -44,9 +42,15 @@ class Host(Protocol):
     ----------
     name : str
         As the user wrote it.
+    smallest_gain : float
+        Relative differences below this are worth nothing.
+    simulates : bool
+        Whether results are costs of a model instead of times.
     """
 
     name: str
+    smallest_gain: float
+    simulates: bool
 
     def builder(self, default: tirx.PrimFunc, alive: Alive) -> Any:
         """A builder of MetaSchedule for candidates that are to be compared with the scheduled default."""
@@ -61,7 +65,7 @@ def host_of(on: str, target: Target) -> Host:
     Parameters
     ----------
     on : str
-        ``"host"`` or ``"tracker://address:port/key"``.
+        ``"host"``, ``"simulate"`` or ``"tracker://address:port/key"``.
     target : Target
         What is tuned for.
 
@@ -82,14 +86,17 @@ def host_of(on: str, target: Target) -> Host:
         obstacle = this_machine().obstacle(target.triple, target.required_cpu_flags)
         if obstacle is not None:
             raise TargetError(
-                f"target '{target.name}' {obstacle}; measure on such a machine with --on tracker://address:port/key"
+                f"target '{target.name}' {obstacle}; measure on such a machine with --on tracker://address:port/key, "
+                "or tune without one with --on simulate"
             )
         return LocalHost(target)
-    if on.startswith("ssh://") or on == "simulate":
-        raise InputError(f"cannot tune on {on} yet; use host, or tracker://address:port/key")
+    if on == "simulate":
+        return SimulatedHost(target)
+    if on.startswith("ssh://"):
+        raise InputError(f"cannot tune on {on} yet; use host, simulate, or tracker://address:port/key")
     match = re.fullmatch(r"tracker://([^:/]+):(\d{1,5})/([\w.-]+)", on)
     if match is None:
-        raise InputError(f"cannot tune on {on!r}; use host, or tracker://address:port/key")
+        raise InputError(f"cannot tune on {on!r}; use host, simulate, or tracker://address:port/key")
     return TrackerHost(target, match[1], int(match[2]), match[3])
 
 
@@ -102,6 +109,8 @@ class LocalHost:
     """
 
     name = "host"
+    smallest_gain = SMALLEST_GAIN
+    simulates = False
 
     def __init__(self, target: Target) -> None:
         self._target = target
@@ -120,7 +129,7 @@ class LocalHost:
             self._built[name] = {CANDIDATE: candidate_library, DEFAULT: default_library()}
             return name
 
-        return _Builder(build, alive)
+        return Builder(build, alive)
 
     def runner(self, rounds: int, alive: Alive) -> Any:
         """See :class:`Host`."""
@@ -141,6 +150,9 @@ class TrackerHost:
     ToolchainError
         If the linker for the target or a package is missing, or no machine is registered.
     """
+
+    smallest_gain = SMALLEST_GAIN
+    simulates = False
 
     def __init__(self, target: Target, address: str, port: int, key: str) -> None:
         self.name = f"tracker://{address}:{port}/{key}"
@@ -168,7 +180,7 @@ class TrackerHost:
             _compiled({CANDIDATE: candidate, DEFAULT: default}, self._target).export_library(str(path), fcompile=link)
             return str(path)
 
-        return _Builder(build, alive)
+        return Builder(build, alive)
 
     def runner(self, rounds: int, alive: Alive) -> Any:
         """See :class:`Host`; several machines share the candidates, and worker processes serve all kernels."""
@@ -190,33 +202,13 @@ class TrackerHost:
             socket.create_connection((self._config.tracker_host, self._config.tracker_port), CONNECT_SECONDS).close()
             entries = rpc.connect_tracker(self._config.tracker_host, self._config.tracker_port).summary()["server_info"]
         except Exception as error:  # TVM raises RuntimeError, OSError, or classes of its own
-            raise ToolchainError(f"{self.name}: no tracker answers there ({_reason(error)})") from None
+            raise ToolchainError(f"{self.name}: no tracker answers there ({reason_of(error)})") from None
         return sum(entry["key"] == f"server:{self._config.tracker_key}" for entry in entries)
 
 
 def _compiled(functions: Mapping[str, tirx.PrimFunc], target: Target) -> Any:
     module = tvm.IRModule({name: function.with_attr("global_symbol", name) for name, function in functions.items()})
     return tvm.compile(module, target=target.tvm_target())
-
-
-@derived_object
-class _Builder(PyBuilder):
-    """Builds in this process; what `build` returns is where the runner finds the library."""
-
-    def __init__(self, build: Callable[[tirx.PrimFunc], str], alive: Alive) -> None:
-        super().__init__()
-        self.build_one, self.alive = build, alive
-
-    def build(self, build_inputs: Any) -> Any:
-        return [self.one(item.mod["main"]) for item in build_inputs]
-
-    def one(self, candidate: tirx.PrimFunc) -> Any:
-        if not self.alive():
-            return BuilderResult(None, "interrupted")
-        try:
-            return BuilderResult(self.build_one(candidate), None)
-        except Exception as error:  # a schedule that TVM or LLVM rejects is one point less, not the end
-            return BuilderResult(None, _reason(error))
 
 
 @derived_object
@@ -228,7 +220,7 @@ class _LocalRunner(PyRunner):
         self.built, self.rounds, self.alive = built, rounds, alive
 
     def run(self, runner_inputs: Any) -> Any:
-        return [_Done(self.one(item)) for item in runner_inputs]
+        return [Done(self.one(item)) for item in runner_inputs]
 
     def one(self, item: Any) -> Any:
         libraries = self.built.pop(str(item.artifact_path))
@@ -238,22 +230,7 @@ class _LocalRunner(PyRunner):
             arguments = _tensors([info.as_json() for info in item.args_info], tvm.cpu())
             return RunnerResult(pair_times(libraries, tvm.cpu(), arguments, self.rounds, self.alive), None)
         except Exception as error:  # as above
-            return RunnerResult(None, _reason(error))
-
-
-@derived_object
-class _Done(PyRunnerFuture):
-    """A result that is there."""
-
-    def __init__(self, value: Any) -> None:
-        super().__init__()
-        self.value = value
-
-    def done(self) -> bool:
-        return True
-
-    def result(self) -> Any:
-        return self.value
+            return RunnerResult(None, reason_of(error))
 
 
 def _tensors(args_info: Sequence[Any], device: Any) -> list[Any]:
@@ -281,8 +258,3 @@ def _require_cloudpickle() -> None:
         raise ToolchainError(
             "tuning over a tracker needs cloudpickle; `pip install 'tvmq[tune]'` installs it"
         ) from None
-
-
-def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
