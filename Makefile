@@ -34,7 +34,7 @@ wheel: $(VENV)/.tools
 	$(BIN)/python -m build --wheel --no-isolation .
 
 cross-tools:
-	@scripts/install-cross-tools.sh aarch64 armhf sshd
+	@scripts/install-cross-tools.sh aarch64 armhf sshd simulate
 
 $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Install what is needed to compile for ARM boards, to emulate them, and to test the way to them:
-# scripts/install-cross-tools.sh [aarch64] [armhf] [sshd] [board]
+# scripts/install-cross-tools.sh [aarch64] [armhf] [sshd] [simulate] [board]
 #
-# With `board`, also what scripts/try-raspberry-pi-guide.sh emulates a whole board with.
+# `simulate` is what `tvmq tune --on simulate` needs beside the compilers; `board` is what
+# scripts/try-raspberry-pi-guide.sh emulates a whole board with.
 #
 # Does nothing where everything is there.  Uses apt-get as root or with a sudo that asks for no password; otherwise
 # prints the command to run and fails.
@@ -14,13 +15,14 @@ tools() { # one "command package" per line
     for name in "$@"; do
         case "$name" in
             aarch64) printf '%s\n' "aarch64-linux-gnu-g++ g++-aarch64-linux-gnu" "qemu-aarch64-static qemu-user-static" ;;
+            simulate) echo "llvm-mca-19 llvm-19" ;;
             armhf) printf '%s\n' "arm-linux-gnueabihf-g++ g++-arm-linux-gnueabihf" "qemu-arm-static qemu-user-static" ;;
             sshd) printf '%s\n' "ssh openssh-client" "sshd openssh-server" ;;
             board)
                 printf '%s\n' "mmdebstrap mmdebstrap" "proot proot" "ssh openssh-client" "sshd openssh-server" \
                     "qemu-aarch64-static qemu-user-static"
                 ;;
-            *) echo "install-cross-tools: unknown '$name'; known: aarch64 armhf sshd board" >&2; return 2 ;;
+            *) echo "install-cross-tools: unknown '$name'; known: aarch64 armhf sshd simulate board" >&2; return 2 ;;
         esac
     done
 }

@@ -344,9 +344,12 @@ def _toml(core: Target, rates: list[KernelRate]) -> str:
     for item in dataclasses.fields(Target):
         value = getattr(core, item.name)
         default = () if item.default is dataclasses.MISSING else item.default
-        if item.name not in ("name", "board", "mac_per_cycle") and value is not None and value != default:
+        known = value is not None and value != default
+        if item.name not in ("name", "board") and not isinstance(value, dict) and known:
             lines.append(f"{item.name} = {_value(value)}")
-    lines += ["", "[mac_per_cycle]", *(f"{kind} = {value!r}" for kind, value in core.mac_per_cycle.items())]
+    for name, numbers in (("mac_per_cycle", core.mac_per_cycle), ("caches", core.caches)):
+        if numbers:
+            lines += ["", f"[{name}]", *(f"{key} = {value!r}" for key, value in numbers.items())]
     return "\n".join(lines) + "\n"
 
 

@@ -14,7 +14,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,10 +23,22 @@ from typing import Any
 from tvmq.errors import RecordError, TargetError
 from tvmq.target import Target, data_folder
 
-__all__ = ["Key", "Record", "RecordBook", "file_name", "read_records", "user_folder", "write_records"]
+__all__ = [
+    "COSTS",
+    "SIMULATED",
+    "Key",
+    "Record",
+    "RecordBook",
+    "file_name",
+    "read_records",
+    "user_folder",
+    "write_records",
+]
 
 FORMAT = 1
 """Version of the files."""
+COSTS, SIMULATED = "costs", "simulated"
+"""What a record's ``about`` says where nothing was measured."""
 FARTHEST = 2.0
 """Distance up to which one kernel may take the other's knobs."""
 DETAIL = 0.5
@@ -86,7 +98,9 @@ class Record:
     trials : int
         Schedules that were measured.
     about : mapping of str to str
-        Where, when and with which versions.
+        Where, when and with which versions; ``"costs": "simulated"`` if times are costs of a model.
+    candidates : sequence of mapping of str to int
+        Of a simulated record, the best schedules, to be measured once there is a board.
     """
 
     key: Key
@@ -97,6 +111,7 @@ class Record:
     spread: float
     trials: int
     about: Mapping[str, str]
+    candidates: Sequence[Mapping[str, int]] = ()
 
     def __post_init__(self) -> None:
         """Reject numbers that no measurement gives."""
@@ -118,11 +133,19 @@ class Record:
         """How many times faster than the analytic schedule."""
         return self.default_microseconds / self.microseconds
 
+    @property
+    def is_simulated(self) -> bool:
+        """Whether nothing was measured."""
+        return self.about.get(COSTS) == SIMULATED
+
     def beats(self, other: Record) -> bool:
         """Whether this is the better record of the same kernel.
 
-        Times of different days are not comparable, speed-ups over the same schedule are.
+        Times of different days are not comparable, speed-ups over the same schedule are.  Whatever was measured is
+        better than what was simulated.
         """
+        if self.is_simulated != other.is_simulated:
+            return other.is_simulated
         if dict(self.default_knobs) == dict(other.default_knobs):
             return self.speedup > other.speedup
         return self.microseconds < other.microseconds
@@ -140,6 +163,7 @@ class Record:
             "spread": round(self.spread, 4),
             "trials": self.trials,
             "about": dict(self.about),
+            **({"candidates": [dict(point) for point in self.candidates]} if self.candidates else {}),
         }
 
 
@@ -311,7 +335,8 @@ def _best(records: Iterable[Record]) -> dict[str, Record]:
     for record in records:
         known = best.get(record.key.text)
         # Of the same knobs the later measurement stays.
-        if known is None or dict(known.knobs) == dict(record.knobs) or record.beats(known):
+        again = known is not None and dict(known.knobs) == dict(record.knobs)
+        if known is None or (again and known.is_simulated == record.is_simulated) or record.beats(known):
             best[record.key.text] = record
     return best
 
@@ -363,7 +388,7 @@ def _record(kernel: str, entry: object) -> Record:
     missing = [name for name in (*_FIELDS, *_NUMBERS) if name not in entry]
     if missing:
         raise ValueError(f"'{missing[0]}' is missing")
-    unknown = sorted(set(entry) - {*_FIELDS, *_NUMBERS})
+    unknown = sorted(set(entry) - {*_FIELDS, *_NUMBERS, "candidates"})
     if unknown:
         raise ValueError(f"unknown field '{unknown[0]}'")
     for name, kind in _FIELDS.items():
@@ -375,8 +400,17 @@ def _record(kernel: str, entry: object) -> Record:
             raise ValueError(f"'{name}' must be a number, not {entry[name]!r}")
     if set(entry["knobs"]) != set(entry["default_knobs"]):
         raise ValueError("'knobs' and 'default_knobs' must have the same names")
+    candidates = entry.get("candidates", [])
+    if not isinstance(candidates, list) or not all(_is_point(point, entry["knobs"]) for point in candidates):
+        raise ValueError("'candidates' must be a list of tables like 'knobs'")
     values = {name: entry[name] for name in ("knobs", "default_knobs", "about", *_NUMBERS)}
-    return Record(key=Key(kernel, entry["shape"], entry["traits"], entry["details"]), **values)
+    key = Key(kernel, entry["shape"], entry["traits"], entry["details"])
+    return Record(key=key, candidates=tuple(candidates), **values)
+
+
+def _is_point(value: object, knobs: Mapping[str, int]) -> bool:
+    """Whether this gives a number to each of the knobs."""
+    return isinstance(value, dict) and set(value) == set(knobs) and all(_is(item, int) for item in value.values())
 
 
 def _is(value: object, kind: Any) -> bool:

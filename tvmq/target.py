@@ -38,6 +38,16 @@ TABLE_KINDS = ("table1", "table2", "table3", "table4")
 
 LANES_KIND = "binary_lanes"
 """Binary products with lanes of output channels, where the core's kernels can also put vectors along the depth."""
+PIPELINES = ("in-order", "out-of-order")
+CACHE_FACTS = (
+    "line_bytes",
+    "level1_bytes",
+    "level1_ways",
+    "level1_miss_cycles",
+    "level2_bytes",
+    "level2_ways",
+    "level2_miss_cycles",
+)
 
 HOST = "host"
 
@@ -81,6 +91,13 @@ class Target:
         C++ compiler that links for this target on a machine of another architecture, and the Debian package it is in.
     qemu, qemu_cpu, sysroot : str or None
         User-mode emulator, the core it is told to be, and where it finds the target's C library.
+    mca_core : str or None
+        llvm-mca's model that is nearest to the core, for tuning without one.
+    pipeline : str
+        ``"in-order"`` or ``"out-of-order"``: whether computing goes on while memory is waited for.
+    caches : dict of str to float
+        The data caches that a core sees: sizes, ways, and the cycles that a line takes from the next level.  Empty
+        where they are not known.
     board : str or None
         For ``host``, the name of the file that it was read from; ``None`` where that is `name`.
 
@@ -110,6 +127,9 @@ class Target:
     qemu: str | None = None
     qemu_cpu: str | None = None
     sysroot: str | None = None
+    mca_core: str | None = None
+    pipeline: str = "out-of-order"
+    caches: dict[str, float] = field(default_factory=dict, hash=False)
     board: str | None = None
 
     def __post_init__(self) -> None:
@@ -121,6 +141,12 @@ class Target:
         self._one_of("word_bits", (8, 32))
         self._one_of("lanes", (16, 32, 64))
         self._one_of("float_abi", (None, "hard", "soft"))
+        self._one_of("pipeline", PIPELINES)
+        if self.caches and set(self.caches) != set(CACHE_FACTS):
+            raise self._error("caches", f"must give {', '.join(CACHE_FACTS)}, or nothing")
+        for name, value in self.caches.items():
+            if not value > 0:
+                raise self._error(f"caches.{name}", f"must be above 0, not {value}")
         if self.cores < 1:
             raise self._error("cores", f"must be 1 or more, not {self.cores}")
         kinds = set(self.mac_per_cycle)

@@ -153,7 +153,7 @@ def test_a_bad_place_is_an_error_before_any_trial():
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
     assert "port 0 is not between 1 and 65535" in result.stderr
     result = command(str(NETWORK), "--on", "pi@board")
-    assert "cannot tune on 'pi@board'; use host, ssh://user@host, or tracker://" in result.stderr
+    assert "cannot tune on 'pi@board'; use host, simulate, ssh://user@host, or tracker://" in result.stderr
 
 
 def test_ctrl_c(tmp_path):

@@ -34,14 +34,9 @@ from tvmq.tuning.search import Search
 )
 def test_what_is_no_place(target, on):
     with pytest.raises(
-        InputError, match=r"cannot tune on '.*'; use host, ssh://user@host, or tracker://address:port/key"
+        InputError, match=r"cannot tune on '.*'; use host, simulate, ssh://user@host, or tracker://address:port/key"
     ):
         host_of(on, target)
-
-
-def test_a_place_that_is_not_there_yet(target):
-    with pytest.raises(InputError, match="cannot tune on simulate yet; use host, ssh://user@host, or tracker://"):
-        host_of("simulate", target)
 
 
 def test_a_target_that_cannot_run_here():

@@ -39,10 +39,11 @@ def tune_command(
         str,
         typer.Option(
             "--on",
-            metavar="host|ssh://USER@HOST[:PORT]|tracker://ADDRESS:PORT/KEY",
-            help="Where to measure: here, on a board, or on machines that are registered at a tracker of TVM. Whoever "
-            "reaches TVM's server can run anything there: on a board it listens on 127.0.0.1 only, is reached through "
-            "ssh only, and ends with this command. Let trackers listen on 127.0.0.1 only, too.",
+            metavar="host|simulate|ssh://USER@HOST[:PORT]|tracker://ADDRESS:PORT/KEY",
+            help="Where to measure: here; in a model of the core (simulate), which needs no board, ranks schedules and "
+            "keeps the best five for a later run on one; on a board; or on machines that are registered at a tracker "
+            "of TVM. Whoever reaches TVM's server can run anything there: on a board it listens on 127.0.0.1 only, is "
+            "reached through ssh only, and ends with this command. Let trackers listen on 127.0.0.1 only, too.",
         ),
     ] = "host",
     output: Annotated[

@@ -1,4 +1,4 @@
-"""Where kernels are built and timed: in this process, or on machines that a tracker of TVM lends out.
+"""Where kernels are built and timed: in this process, in a model, or on machines that a tracker of TVM lends out.
 
 A host gives MetaSchedule its builder and its runner.  Its own ``LocalBuilder`` starts new processes for every round,
 which takes longer than the round; building in this process takes a fifth of a second per kernel.  What runners return
@@ -13,29 +13,26 @@ import functools
 import platform
 import socket
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tvm
 from tvm import tirx
 from tvm.ir.utils import derived_object
-from tvm.s_tir.meta_schedule.builder import BuilderResult, PyBuilder
-from tvm.s_tir.meta_schedule.runner import EvaluatorConfig, PyRunner, PyRunnerFuture, RPCConfig, RPCRunner, RunnerResult
+from tvm.s_tir.meta_schedule.runner import EvaluatorConfig, PyRunner, RPCConfig, RPCRunner, RunnerResult
 
 from tvmq.errors import ToolchainError
 from tvmq.runtime.toolchain import find_compiler, link_library
 from tvmq.target import Target
-from tvmq.tuning.measure import CANDIDATE, DEFAULT, pair_times, random_array
+from tvmq.tuning.in_process import Alive, Builder, Done, reason_of
+from tvmq.tuning.measure import CANDIDATE, DEFAULT, SMALLEST_GAIN, pair_times, random_array
 
-__all__ = ["Alive", "Builder", "Done", "Host", "LocalHost", "TrackerHost", "compiled", "reason_of", "tensors"]
+__all__ = ["Host", "LocalHost", "TrackerHost", "compiled", "tensors"]
 
 CONNECT_SECONDS = 10
 SESSION_SECONDS = 60
 """Time that a lent machine has for one trial."""
-
-Alive = Callable[[], bool]
-"""False once the user wants to stop."""
 
 
 class Host(abc.ABC):
@@ -49,11 +46,17 @@ class Host(abc.ABC):
         What is tuned for, with as many threads as run there.
     failure : str or None
         Why nothing can be measured there any more; None while it can.
+    smallest_gain : float
+        Relative differences below this are worth nothing.
+    simulates : bool
+        Whether results are costs of a model instead of times.
     """
 
     name: str
     target: Target
     failure: str | None = None
+    smallest_gain: float = SMALLEST_GAIN
+    simulates: bool = False
 
     @property
     @abc.abstractmethod
@@ -205,28 +208,6 @@ def compiled(functions: Mapping[str, tirx.PrimFunc], target: Target) -> Any:
 
 
 @derived_object
-class Builder(PyBuilder):
-    """Builds in this process; what `build` returns is where the runner finds the library."""
-
-    def __init__(self, build: Callable[[tirx.PrimFunc], str], alive: Alive) -> None:
-        super().__init__()
-        self.build_one, self.alive = build, alive
-
-    def build(self, build_inputs: Any) -> Any:
-        """All of them, one after another."""
-        return [self.one(item.mod["main"]) for item in build_inputs]
-
-    def one(self, candidate: tirx.PrimFunc) -> Any:
-        """The library of one candidate, or why there is none."""
-        if not self.alive():
-            return BuilderResult(None, "interrupted")
-        try:
-            return BuilderResult(self.build_one(candidate), None)
-        except Exception as error:  # a schedule that TVM or LLVM rejects is one point less, not the end
-            return BuilderResult(None, reason_of(error))
-
-
-@derived_object
 class _LocalRunner(PyRunner):
     """Times in this process."""
 
@@ -246,23 +227,6 @@ class _LocalRunner(PyRunner):
             return RunnerResult(pair_times(libraries, tvm.cpu(), arguments, self.rounds, self.alive), None)
         except Exception as error:  # as above
             return RunnerResult(None, reason_of(error))
-
-
-@derived_object
-class Done(PyRunnerFuture):
-    """A result that is there."""
-
-    def __init__(self, value: Any) -> None:
-        super().__init__()
-        self.value = value
-
-    def done(self) -> bool:
-        """It is."""
-        return True
-
-    def result(self) -> Any:
-        """The result."""
-        return self.value
 
 
 def tensors(args_info: Sequence[Any], device: Any) -> list[Any]:
@@ -312,18 +276,3 @@ def _require_cloudpickle() -> None:
         raise ToolchainError(
             "tuning over a tracker needs cloudpickle; `pip install 'tvmq[tune]'` installs it"
         ) from None
-
-
-def reason_of(error: Exception) -> str:
-    """The last line of an error's text, or else its kind.
-
-    Parameters
-    ----------
-    error : Exception
-
-    Returns
-    -------
-    str
-    """
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from tvm import tirx
 
-__all__ = ["CANDIDATE", "DEFAULT", "Paired", "arguments_of", "pair_times", "random_array"]
+__all__ = ["CANDIDATE", "DEFAULT", "SMALLEST_GAIN", "Paired", "arguments_of", "pair_times", "random_array"]
 
 CANDIDATE, DEFAULT = "candidate", "default"
 """Names of the two functions that are compared."""
@@ -25,6 +25,8 @@ DISTURBED = 1.25
 """Times of a block above so many times its minimum were disturbed."""
 FEWEST_ROUNDS = 4
 """Undisturbed rounds below which nobody knows how far times scatter."""
+SMALLEST_GAIN = 0.01
+"""Gains below this are not worth a record: another core of the kind, or a busier cache, eats them up."""
 SEED = 0
 
 

@@ -41,8 +41,6 @@ RANDOM_SHARE = 4
 TRIAL_ROUNDS = 7
 FINAL_ROUNDS = 41
 FINALISTS = 4
-SMALLEST_GAIN = 0.01
-"""Gains below this are not worth a record: another core of the kind, or a busier cache, eats them up."""
 SEED = 1
 _FAILED_RATIO = 1e3
 """What the cost model is told of a point that could not be built or run."""
@@ -79,6 +77,8 @@ class Search:
         Called after every round.
     default : dict of str to int, optional
         What every point is compared with; default: the analytic schedule.
+    promising : sequence of dict of str to int
+        Points to measure first.
     """
 
     def __init__(
@@ -89,7 +89,9 @@ class Search:
         alive: Callable[[], bool] = lambda: True,
         report: Callable[[], None] = lambda: None,
         default: Knobs | None = None,
+        promising: Sequence[Knobs] = (),
     ) -> None:
+        self.promising = [dict(point) for point in promising]
         self.task, self.host, self.journal, self.alive, self.report = task, host, journal, alive, report
         self.points = task.kind.space(task.function, task.target)
         self._default = self._apply(self.points[0] if default is None else default)
@@ -134,7 +136,9 @@ class Search:
         results = self.measure(ranked, FINAL_ROUNDS)
         found = [(knobs, paired) for knobs, paired in zip(ranked, results, strict=True) if isinstance(paired, Paired)]
         # What is not faster by more than the times scatter may be slower tomorrow.
-        sure = [(knobs, paired) for knobs, paired in found if paired.ratio + max(paired.spread, SMALLEST_GAIN) < 1]
+        sure = [
+            (knobs, paired) for knobs, paired in found if paired.ratio + max(paired.spread, self.host.smallest_gain) < 1
+        ]
         return min(sure, key=lambda pair: pair[1].ratio, default=None)
 
     def finalists(self, count: int) -> list[Knobs]:
@@ -248,8 +252,9 @@ class _Strategy(PySearchStrategy):
             scores = dict(zip(left, self.model.predict(self.context, [self.candidates[i] for i in left]), strict=True))
             ranked = sorted(left, key=lambda index: -scores[index])
         else:
-            ranked = sorted(order, key=lambda index: _changes(self.search.points[index], self.search.points[0]))
-        share = max(1, count // RANDOM_SHARE) if known else count // 2
+            points, promising = self.search.points, self.search.promising
+            ranked = sorted(order, key=lambda i: (points[i] not in promising, _changes(points[i], points[0])))
+        share = max(1, count // RANDOM_SHARE) if known else max(0, count // 2 - len(self.search.promising))
         best = ranked[: count - share]
         return [*best, *[index for index in order if index not in best][: count - len(best)]]
 

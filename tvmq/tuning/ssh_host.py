@@ -30,7 +30,8 @@ from tvmq.runtime.python_runtime import require_python_runtime
 from tvmq.runtime.ssh import Address, Connection
 from tvmq.runtime.toolchain import find_compiler, link_library
 from tvmq.target import Target
-from tvmq.tuning.hosts import SESSION_SECONDS, Alive, Builder, Done, Host, compiled, reason_of, tensors
+from tvmq.tuning.hosts import SESSION_SECONDS, Host, compiled, tensors
+from tvmq.tuning.in_process import Alive, Builder, Done, reason_of
 from tvmq.tuning.measure import CANDIDATE, DEFAULT, pair_times
 
 __all__ = ["SshHost"]

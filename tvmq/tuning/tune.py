@@ -21,7 +21,7 @@ import tvm
 from tvmq import __version__
 from tvmq.errors import BoardError, InputError, RecordError
 from tvmq.model import Model
-from tvmq.records import Record, file_name, read_records, user_folder, write_records
+from tvmq.records import COSTS, SIMULATED, Record, file_name, read_records, user_folder, write_records
 from tvmq.report.table import table
 from tvmq.target import Target, get_target
 from tvmq.tuning.hosts import Host
@@ -40,6 +40,12 @@ MINOR_TRIALS = 4
 """Such a kernel gets one of so many trials."""
 DISTURBED_SPREAD = 0.1
 """Spread above which small differences mean nothing."""
+SIMULATION_NOTE = (
+    "simulated costs, as cycles at 1 GHz: they rank schedules and are no times of a board; "
+    "tune there to measure the best five"
+)
+CANDIDATES = 5
+"""Schedules of a simulation that are kept to be measured."""
 FINAL_SECONDS = 3.0
 """A first guess of the time that a kernel takes beside its trials."""
 
@@ -177,6 +183,8 @@ class TuneResult:
         disturbed = sum(kernel.record.spread > DISTURBED_SPREAD for kernel in self.kernels)
         if disturbed:
             lines += ["", f"other programs disturbed the times of {disturbed} of {len(rows)} kernels: see --again"]
+        if any(kernel.record.is_simulated for kernel in self.kernels):
+            lines += ["", SIMULATION_NOTE]
         return "\n".join(lines)
 
 
@@ -228,9 +236,10 @@ def tune(
         Schedules to measure for each distinct kernel; kernels that take less than a twentieth of the time get a
         quarter.
     on : str
-        Where to measure: ``"host"``, ``"ssh://user@host:port"`` for a board, or ``"tracker://address:port/key"`` for
-        machines that are registered at a tracker of TVM.  TVM's remote calls are not protected in any way: on a board
-        they are reached through ssh only, and trackers should be.
+        Where to measure: ``"host"``; ``"simulate"`` for a model of the core, where there is no board;
+        ``"ssh://user@host:port"`` for a board; or ``"tracker://address:port/key"`` for machines that are registered at
+        a tracker of TVM.  TVM's remote calls are not protected in any way: on a board they are reached through ssh
+        only, and trackers should be.
     output : path-like, optional
         Folder of records; default: the user's own, which :func:`tvmq.compile` reads by itself.
     again : bool
@@ -339,7 +348,10 @@ class _Session:
         self.core, self.host, self.folder, self.again, self.progress = core, host, folder, again, progress
         self.alive = alive
         self.about = _about(host)
-        known = {} if again else _known(folder / file_name(core))
+        records = _known(folder / file_name(core))
+        # What was simulated is no reason not to measure.
+        self.simulated = {} if host.simulates else {text: item for text, item in records.items() if item.is_simulated}
+        known = {} if again else {text: item for text, item in records.items() if text not in self.simulated}
         self.known = {task.key.text: known[task.key.text] for task in tasks if task.key.text in known}
         self.searches = {task.key.text: self._search(task) for task in tasks}
         self.default_seconds = {text: self._default_seconds(text) for text in self.searches}
@@ -351,10 +363,14 @@ class _Session:
     def _search(self, task: Task) -> Search:
         default = json.dumps(task.kind.default(task.function, task.target), sort_keys=True)
         comparable = {name: value for name, value in self.about.items() if name != "date"}
-        journal = Journal(user_trials() / file_name(self.core), task.key.text, {**comparable, "default": default})
+        folder = user_trials() / file_name(self.core) / (SIMULATED if self.host.simulates else "")
+        journal = Journal(folder, task.key.text, {**comparable, "default": default})
         if self.again:
             journal.forget()
-        return Search(task, self.host, journal, self.alive, lambda: self._report(task.key.text))
+        text = task.key.text
+        promising = self.simulated[text].candidates if text in self.simulated else ()
+        points = [dict(point) for point in promising]
+        return Search(task, self.host, journal, self.alive, lambda: self._report(text), promising=points)
 
     def _default_seconds(self, text: str) -> float:
         if not self.alive():
@@ -406,6 +422,7 @@ class _Session:
             spread=times.spread,
             trials=len(search.journal.trials),
             about={**self.about, **self.host.conditions()},
+            candidates=search.finalists(CANDIDATES) if self.host.simulates else (),
         )
 
     def _end(self) -> BaseException:
@@ -447,6 +464,7 @@ def _about(host: Host) -> Mapping[str, str]:
     return {
         "date": datetime.date.today().isoformat(),
         "host": host.description,
+        **({COSTS: SIMULATED} if host.simulates else {}),
         "tvmq": __version__,
         "tvm": tvm.__version__,
         "xgboost": importlib.import_module("xgboost").__version__,
