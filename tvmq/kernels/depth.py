@@ -50,13 +50,13 @@ _LOAD = 0.25
 """What the load of a step costs, in vectors of three operations each: it is an instruction, but no pipe is short."""
 _TREE = 10
 """Registers of a pixel and of the popcounts on their way, of two pixels at a time."""
-_NARROW = 3
-"""The same of 32-bit ARM, whose popcounts are of one vector."""
+_NARROW = 6
+"""The same of 32-bit ARM, and of loads that LLVM starts early."""
 _LOOP = 6.0
 """Instructions of the innermost loop and its entry."""
 _MOST_UNROLLED = 192
 """Vectors that the body of the innermost loop counts at most, as long as it is not a single step."""
-_MOST_NARROW = 32
+_MOST_NARROW = 16
 """The same of 32-bit ARM, where LLVM starts more loads than there are registers."""
 
 
@@ -274,5 +274,6 @@ def instructions(workload: Conv2dWorkload, pixels: int, vectors: int) -> float:
     loop = pixels * vectors * half * 3 + _LOOP / steps
     if _is_narrow(workload.depth):
         return loop + pixels + vectors
-    # Loads of two vectors that are neighbours in memory are one instruction.
-    return loop + pixels * (0.5 if steps % 2 == 0 else 1.0) + vectors * half / 2
+    # Loads of two vectors that are neighbours in memory are one instruction; columns of the window share pixels.
+    shares = steps % 2 == 0 or steps > workload.depth.words // workload.depth.step
+    return loop + pixels * (0.5 if shares else 1.0) + vectors * half / 2

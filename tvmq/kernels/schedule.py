@@ -395,7 +395,7 @@ def _place_reduction(sch: s_tir.Schedule, blocks: dict[str, Any], workload: Conv
         _place_products(sch, accumulate, knobs)
         return
     if workload.depth is not None:
-        place_depths(sch, accumulate, knobs.unroll_words, knobs.depth)
+        place_depths(sch, accumulate, workload, knobs.unroll_words, knobs.depth)
         return
     reduction = _register_tile(sch, accumulate)
     if "partial" not in blocks:
