@@ -14,7 +14,7 @@ from tvmq.errors import TargetError
 from tvmq.kernel_rates import CASES, KernelRate, calibrated, check_destination, write_target
 from tvmq.kernels.conv2d import WORKLOAD_ATTRIBUTE
 from tvmq.kernels.workload import Conv2dWorkload
-from tvmq.target import KERNEL_KINDS, TABLE_KINDS, load_target
+from tvmq.target import KERNEL_KINDS, LANES_KIND, TABLE_KINDS, load_target
 
 RATES = [KernelRate("binary", "a", 100.04), KernelRate("binary", "b", 300.4), KernelRate("float32", "c", 7.77)]
 
@@ -40,7 +40,7 @@ def test_every_kind_of_kernel_is_measured(host, monkeypatch):
     moments = []
     rates = kernel_rates.kernel_rates(host, rounds=2, progress=lambda *moment: moments.append(moment))
     assert {rate.kind for rate in rates} == set(host.mac_per_cycle)
-    assert set(CASES) == {*KERNEL_KINDS, *TABLE_KINDS}
+    assert set(CASES) == {*KERNEL_KINDS, LANES_KIND, *TABLE_KINDS}
     assert all(rate.mac_per_cycle > 0 for rate in rates)
     assert [text for text, _, _ in moments] == [f"{rate.kind}: {rate.workload}" for rate in rates]
 
@@ -108,3 +108,16 @@ def test_bad_destinations(tmp_path, name, message):
 def test_random_arguments_cover_the_type():
     array = kernel_rates._random(np.random.default_rng(0), [1000], np.dtype("uint32"))
     assert array.dtype == np.uint32 and array.max() > 2**31
+
+
+def test_both_forms_of_binary_products_are_measured_where_a_core_has_them():
+    core = tvmq.get_target("raspberry-pi-4")
+    along, across = (list(CASES[kind](core)) for kind in ("binary", LANES_KIND))
+    assert [case.workload for case in along] == [case.workload for case in across]
+    forms = [
+        [Conv2dWorkload.from_json(str(case.function.attrs[WORKLOAD_ATTRIBUTE])).depth for case in cases]
+        for cases in (along, across)
+    ]
+    assert [depth.step for depth in forms[0]] == [8, 16]
+    assert forms[1] == [None, None]
+    assert not list(CASES[LANES_KIND](tvmq.get_target("x86-avx2")))

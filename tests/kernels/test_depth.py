@@ -44,7 +44,7 @@ def test_emulated(name: str, planes: tuple[int, int], core: Target, reference: S
         np.testing.assert_array_equal(output, like)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(data=st.data())
 def test_any_convolution(data: st.DataObject, reference: SimpleNamespace) -> None:
     """On this computer, where no instruction takes the place of the loops it describes."""

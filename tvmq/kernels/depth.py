@@ -36,6 +36,7 @@ __all__ = [
     "class_sum",
     "depth_of",
     "instructions",
+    "is_in_order",
     "registers",
     "spread",
     "unrolled_steps",
@@ -50,13 +51,18 @@ _LOAD = 0.25
 """What the load of a step costs, in vectors of three operations each: it is an instruction, but no pipe is short."""
 _TREE = 10
 """Registers of a pixel and of the popcounts on their way, of two pixels at a time."""
-_NARROW = 3
-"""The same of 32-bit ARM, whose popcounts are of one vector."""
+_NARROW = 6
+"""The same of 32-bit ARM, and of loads that LLVM starts early."""
 _LOOP = 6.0
 """Instructions of the innermost loop and its entry."""
+_KEPT, _SAVED = 64, 2.0
+"""Bytes of steps of all sums that stay in registers where LLVM starts popcounts early, to hide latencies on a core that
+issues in order; and instructions per step that save and restore another sum."""
 _MOST_UNROLLED = 192
 """Vectors that the body of the innermost loop counts at most, as long as it is not a single step."""
-_MOST_NARROW = 32
+_MOST_IN_ORDER = 144
+"""The same where LLVM starts popcounts early."""
+_MOST_NARROW = 16
 """The same of 32-bit ARM, where LLVM starts more loads than there are registers."""
 
 
@@ -224,15 +230,20 @@ def unrolls(workload: Conv2dWorkload) -> list[int]:
     Returns
     -------
     steps : list of int
-        Divisors of the steps of a pixel; and all steps of a row of the window.
+        Divisors of the steps of a pixel; and, where registers are many, all steps of a row of the window.
     """
     assert workload.depth is not None
     steps, columns = workload.depth.words // workload.depth.step, workload.kernel[1]
     divisors = [size for size in range(1, steps + 1) if steps % size == 0]
-    return divisors if columns == 1 else [*divisors, steps * columns]
+    return divisors if columns == 1 or _is_narrow(workload.depth) else [*divisors, steps * columns]
 
 
-def unrolled_steps(workload: Conv2dWorkload, sums: int) -> int:
+def is_in_order(registers: int | None) -> bool:
+    """Whether a core issues in order, by the vector registers that it has for tiles: more than 16, less than 32."""
+    return registers is not None and 16 < registers < 32
+
+
+def unrolled_steps(workload: Conv2dWorkload, sums: int, in_order: bool) -> int:
     """Steps in the body of the innermost loop.
 
     Parameters
@@ -241,6 +252,8 @@ def unrolled_steps(workload: Conv2dWorkload, sums: int) -> int:
         The convolution.
     sums : int
         Vectors of sums in registers.
+    in_order : bool
+        Whether the core issues in order.
 
     Returns
     -------
@@ -249,11 +262,11 @@ def unrolled_steps(workload: Conv2dWorkload, sums: int) -> int:
     """
     assert workload.depth is not None
     vectors = sums * workload.depth.step // 2
-    most = _MOST_NARROW if _is_narrow(workload.depth) else _MOST_UNROLLED
+    most = _MOST_NARROW if _is_narrow(workload.depth) else _MOST_IN_ORDER if in_order else _MOST_UNROLLED
     return max(size for size in unrolls(workload) if size == 1 or size * vectors <= most)
 
 
-def instructions(workload: Conv2dWorkload, pixels: int, vectors: int) -> float:
+def instructions(workload: Conv2dWorkload, pixels: int, vectors: int, in_order: bool) -> float:
     """Instructions of one step of a register tile, for one plane of weights.
 
     Parameters
@@ -264,15 +277,20 @@ def instructions(workload: Conv2dWorkload, pixels: int, vectors: int) -> float:
         Output pixels times planes of activations.
     vectors : int
         Vectors of eight output channels.
+    in_order : bool
+        Whether the core issues in order.
 
     Returns
     -------
     count : float
     """
     assert workload.depth is not None
-    half, steps = workload.depth.step // 2, unrolled_steps(workload, pixels * vectors)
+    half, steps = workload.depth.step // 2, unrolled_steps(workload, pixels * vectors, in_order)
     loop = pixels * vectors * half * 3 + _LOOP / steps
+    if in_order:
+        loop += _SAVED * max(0, pixels * vectors - _KEPT // workload.depth.step)
     if _is_narrow(workload.depth):
         return loop + pixels + vectors
-    # Loads of two vectors that are neighbours in memory are one instruction.
-    return loop + pixels * (0.5 if steps % 2 == 0 else 1.0) + vectors * half / 2
+    # Loads of two vectors that are neighbours in memory are one instruction; columns of the window share pixels.
+    shares = steps % 2 == 0 or steps > workload.depth.words // workload.depth.step
+    return loop + pixels * (0.5 if shares else 1.0) + vectors * half / 2

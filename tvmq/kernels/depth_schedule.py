@@ -16,7 +16,9 @@ from tvmq.kernels.workload import Conv2dWorkload
 __all__ = ["place_depths", "schedule_spread"]
 
 
-def place_depths(sch: s_tir.Schedule, accumulate: Any, unrolled: int, instruction: str) -> None:
+def place_depths(
+    sch: s_tir.Schedule, accumulate: Any, workload: Conv2dWorkload, unrolled: int, instruction: str
+) -> None:
     """The reduction of one register tile.
 
     Parameters
@@ -25,6 +27,8 @@ def place_depths(sch: s_tir.Schedule, accumulate: Any, unrolled: int, instructio
         In which the block "accumulate" is at its place.
     accumulate : SBlockRV
         The block.
+    workload : Conv2dWorkload
+        With vectors along the depth.
     unrolled : int
         Steps in the body of the innermost loop, one of `tvmq.kernels.depth.unrolls`.
     instruction : str
@@ -38,6 +42,9 @@ def place_depths(sch: s_tir.Schedule, accumulate: Any, unrolled: int, instructio
     sch.reorder(j, kh, kw, outer, inner, *spatial, lane, byte)
     for loop in (j, inner, *spatial, *((kw,) if unrolled > steps else ())):
         sch.unroll(loop)
+    if unrolled < steps and (workload.activation_planes, workload.weight_planes, workload.dilation[1]) == (1, 1, 1):
+        # Neighbouring columns of the window are neighbours in memory: one loop is entered less often.
+        sch.fuse(kw, outer)
     sch.set_scope(accumulate, 0, "local")
     start = sch.decompose_reduction(accumulate, kh)
     sch.vectorize(sch.get_loops(start)[-1])

@@ -199,7 +199,9 @@ def _instructions(workload: Conv2dWorkload, tile: RegisterTile, costs: _Costs) -
     """Instructions of one step of the innermost loop."""
     pixels = tile.rows * tile.columns
     if workload.depth is not None:
-        return depth.instructions(workload, pixels * workload.activation_planes, tile.vectors) * workload.weight_planes
+        in_order = depth.is_in_order(costs.registers)
+        count = depth.instructions(workload, pixels * workload.activation_planes, tile.vectors, in_order)
+        return count * workload.weight_planes
     updates = pixels * tile.vectors * workload.activation_planes * workload.weight_planes
     return (
         updates * costs.update
