@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Executes the commands of docs/raspberry-pi.md against an emulated board: scripts/try-raspberry-pi-guide.sh [SYSTEM]
 #
-# The board is Debian 12 for arm64 in a folder (SYSTEM; made if it is not there, 330 MB), run by qemu as a Cortex-A72
+# The board is Debian 12 for arm64 in a folder (SYSTEM; made if it is not there), run by qemu as a Cortex-A72
 # under proot, behind a real ssh server on the loopback device that answers to pi@raspberrypi.local.  Raspberry Pi OS
 # is made from the same packages, but is not what is tried here; nor are the commands that need a real board (clock,
-# temperature) or its password.  Boxes of the guide marked "sh desktop" and "sh board" are executed in their order.
+# temperature), its password, or its compiler (gcc does not find its parts under proot).  Boxes of the guide marked
+# "sh desktop" and "sh board" are executed in their order.
 #
 # PYTHON chooses the interpreter that has tvmq's dependencies.  Needs root, or a system that exists already.
 set -euo pipefail
@@ -17,7 +18,7 @@ PATH=$PATH:/usr/sbin # where sshd is, also for users
 "$root/scripts/install-cross-tools.sh" aarch64 armhf board
 work=$(mktemp -d)
 system=${1:-$work/system}
-packages=dash,coreutils,diffutils,findutils,gawk,sed,grep,tar,gzip,libc-bin,make,gcc,libc6-dev
+packages=dash,coreutils,diffutils,findutils,gawk,sed,grep,tar,gzip,libc-bin
 
 finish() {
     if [ -s "$work/sshd.pid" ]; then
@@ -31,7 +32,6 @@ make_system() {
     mmdebstrap --quiet --arch=arm64 --variant=extract --hook-dir=/usr/share/mmdebstrap/hooks/merged-usr \
         --include="$packages" bookworm "$system"
     # What the packages' installation would have done on the board itself.
-    ln -sf gcc "$system/usr/bin/cc"
     ln -sf gawk "$system/usr/bin/awk"
 }
 
