@@ -19,6 +19,7 @@ from tvm import relax
 from tvmq.build import stages_of
 from tvmq.layers import Layer, LayerRows, layer_rows
 from tvmq.model import Model
+from tvmq.runtime.description import describe, description_source
 from tvmq.runtime.toolchain import build_runner, find_compiler
 from tvmq.target import Target
 
@@ -88,10 +89,12 @@ def _library(model: Model, core: Target, folder: Path) -> tuple[Path, list[Layer
     rows.name_functions(stage.module)
     with core.tvm_target() as target, tvm.transform.PassContext(opt_level=3):
         executable = tvm.compile(stage.module, target=target, relax_pipeline=relax.get_pipeline("default_build"))
-    path = folder / "network.so"
+    path, description = folder / "network.so", folder / "description.cc"
+    description.write_text(description_source(describe(core, model.inputs, model.outputs)), encoding="ascii")
 
     def link(output: str, objects: Sequence[str]) -> None:
-        subprocess.run([find_compiler(core), "-shared", "-fPIC", "-static-libgcc", "-o", output, *objects], check=True)
+        command = [find_compiler(core), "-shared", "-fPIC", "-static-libgcc", "-o", output, *objects, str(description)]
+        subprocess.run(command, check=True)
 
     executable.export_library(str(path), fcompile=link)
     return path, rows.layers
