@@ -11,7 +11,7 @@ from tvmq.kernels.conv2d import as_kernel
 __all__ = ["channels_first", "schedule_channels_first"]
 
 CHANNEL_TILE = 16
-PIXEL_TILE = 8
+PIXEL_TILE = 4
 
 
 def channels_first(batch: Any, height: int, width: int, channels: int, dtype: str) -> tirx.PrimFunc:
@@ -37,7 +37,7 @@ def channels_first(batch: Any, height: int, width: int, channels: int, dtype: st
 
 
 def schedule_channels_first(sch: s_tir.Schedule) -> None:
-    """Small squares of channels and pixels: reads use whole cache lines, writes whole vectors.
+    """Small blocks of channels and pixels: reads take whole cache lines, and a line that is written is soon full.
 
     Parameters
     ----------
@@ -48,9 +48,9 @@ def schedule_channels_first(sch: s_tir.Schedule) -> None:
     pixel = sch.fuse(row, column)
     channel_outer, channel_inner = sch.split(channel, [None, _divisor(sch, channel, CHANNEL_TILE)])
     pixel_outer, pixel_inner = sch.split(pixel, [None, _divisor(sch, pixel, PIXEL_TILE)])
-    sch.reorder(n, channel_outer, pixel_outer, channel_inner, pixel_inner)
-    sch.unroll(channel_inner)
-    sch.vectorize(pixel_inner)
+    sch.reorder(n, channel_outer, pixel_outer, pixel_inner, channel_inner)
+    sch.unroll(pixel_inner)
+    sch.vectorize(channel_inner)
 
 
 def _divisor(sch: s_tir.Schedule, loop: Any, most: int) -> int:
