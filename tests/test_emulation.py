@@ -1,7 +1,11 @@
-"""On every emulated core, all small networks give what the golden executor gives, bit for bit.
+"""On every emulated core, small networks give what the golden executor gives, bit for bit.
+
+They are those of the tests of compiling, of learned bases and of bytes (but for those of eight bits times eight), and
+the networks of codes; not the random ones, those of the zoo, and modules of a few operators.
 
 A library holds many of them, side by side: there is one run for each core.  LLVM optimizes none of it, which would
-take most of the time; what it does optimize is emulated where single networks and kernels are tested.
+take most of the time; so this says nothing of the code of learned bases that LLVM optimizes for ARM, of which only the
+kernels are emulated.
 """
 
 from __future__ import annotations
@@ -108,7 +112,7 @@ def of_codes() -> Case:
 
 @pytest.mark.parametrize("case", ["from_torch", "of_codes"])
 @pytest.mark.parametrize("name", CORES)
-def test_all_small_networks(name: str, case: str, runner_cache: None, request: pytest.FixtureRequest) -> None:
+def test_small_networks(name: str, case: str, runner_cache: None, request: pytest.FixtureRequest) -> None:
     core = unoptimized(name)
     model, module, arrays, golden = request.getfixturevalue(case)
     for item in (*lowering_passes(core), *scheduling_passes(core)):
