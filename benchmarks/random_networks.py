@@ -20,6 +20,7 @@ from typing import Any
 import tvm
 
 import tvmq
+from tvmq.target import get_target
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
@@ -43,7 +44,7 @@ def run_batch(indices: range, tally: Tally, arguments: argparse.Namespace) -> li
     """Check some networks as one module; if that fails, one at a time."""
     networks = [grow(Seeded([arguments.seed, index])) for index in indices]
     try:
-        check(networks, tally, arguments.target, arguments.lowered)
+        check(networks, tally, get_target(arguments.target), arguments.lowered)
         return []
     except Exception as error:  # whatever it is, it is a failure to report
         if len(networks) == 1:

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -165,6 +166,7 @@ def test_ctrl_c(tmp_path):
     )
     while not list((tmp_path / "state").rglob("*.jsonl")):
         assert process.poll() is None
+        time.sleep(0.05)  # whatever runs beside it needs the processor
     process.send_signal(signal.SIGINT)
     out, error = process.communicate(timeout=120)
     assert process.returncode == 130, error

@@ -13,29 +13,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm import tirx
 
+from tests.kernels.shapes import BORDER, GEOMETRIES, POINTWISE
 from tvmq.kernels.conv2d import conv2d
 from tvmq.kernels.schedule import Conv2dKnobs, apply_knobs, default_knobs, schedule
 from tvmq.kernels.tiling import register_tile
 from tvmq.kernels.workload import Affine, Float, Integer, Thresholds
 
-BORDER = {"row_classes": 3, "col_classes": 2}
-POINTWISE = {"kernel": (1, 1), "padding": (0, 0, 0, 0)}
-GEOMETRIES: dict[str, dict[str, Any]] = {
-    "same": BORDER,
-    "pointwise": {**POINTWISE, "in_channels": 256, "out_channels": 33},
-    "strided": {"strides": (2, 2), "in_channels": 33, "out_channels": 100},
-    "large": {"kernel": (5, 5), "padding": (2, 2, 2, 2), "in_channels": 3, "out_channels": 10},
-    "dilated": {"dilation": (2, 2), "padding": (2, 2, 2, 2), "in_channels": 100, "out_channels": 256},
-    "lopsided": {"kernel": (3, 1), "padding": (0, 1, 2, 0), "strides": (1, 2), "in_channels": 1, "out_channels": 1},
+SHAPES: dict[str, dict[str, Any]] = {
+    **GEOMETRIES,
     "wide": {"height": 2, "width": 29, **BORDER, "row_classes": 1},
     "long": {**POINTWISE, "height": 1, "width": 3, "in_channels": 8 * 37, "out_channels": 64},
     "overflow": {**POINTWISE, "height": 1, "width": 1, "in_channels": 70000, "out_channels": 3, "epilogue": Integer()},
 }
 
 
-@pytest.mark.parametrize("name", GEOMETRIES)
+@pytest.mark.parametrize("name", SHAPES)
 def test_geometries(name: str, family: Any, reference: SimpleNamespace) -> None:
-    reference.check_conv2d(reference.make_workload(family, **GEOMETRIES[name]), family)
+    reference.check_conv2d(reference.make_workload(family, **SHAPES[name]), family)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +116,7 @@ def test_knobs_do_not_change_the_result(choice: tuple, family: Any, reference: S
 def test_the_schedule_of_aarch64_computes_the_same(name: str, reference: SimpleNamespace) -> None:
     """Its instructions exist on every processor, so that the schedule can run without an ARM board."""
     here = dataclasses.replace(reference.families["aarch64"], llvm={"kind": "llvm"})
-    workload = reference.make_workload(here, **{**GEOMETRIES[name], **reference.planes(2, 2)})
+    workload = reference.make_workload(here, **{**SHAPES[name], **reference.planes(2, 2)})
     assert default_knobs(workload, here).pack == "arm.addv.8x16"
     reference.check_conv2d(workload, here)
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.kernels.shapes import BORDER, POINTWISE
 from tvmq.kernels.arm_depth import DEPTHS, register_depth
 from tvmq.kernels.conv2d import conv2d
 from tvmq.kernels.depth import depth_of, unrolls
@@ -20,9 +21,7 @@ from tvmq.kernels.schedule import Conv2dKnobs, default_knobs
 from tvmq.kernels.workload import Affine, Conv2dWorkload, Depth, Float, Integer, Thresholds
 from tvmq.target import Target, get_target
 
-BORDER = {"row_classes": 3, "col_classes": 2}
 ANY = SimpleNamespace(word_bits=8, lanes=8, arch="aarch64")
-POINTWISE = {"kernel": (1, 1), "padding": (0, 0, 0, 0)}
 SHAPES: dict[str, dict[str, Any]] = {
     "whole steps": {"in_channels": 256, "height": 7, "width": 7, "out_channels": 24, **BORDER},
     "8 bytes": {"in_channels": 64, "out_channels": 10, "epilogue": Integer()},
@@ -112,30 +111,9 @@ def test_a_step_that_cannot_be_is_refused(depth: tuple, message: str) -> None:
         Depth(*depth)
 
 
-def _workload(**fields: Any) -> Conv2dWorkload:
-    known: dict[str, Any] = {
-        "height": 8,
-        "width": 8,
-        "in_channels": 64,
-        "out_channels": 64,
-        "kernel": (3, 3),
-        "strides": (1, 1),
-        "padding": (1, 1, 1, 1),
-        "dilation": (1, 1),
-        "activation_planes": 1,
-        "weight_planes": 1,
-        "combine": "xor",
-        "plane_class": ((0,),),
-        "class_multiplier": (-1,),
-        "activation_multiplier": (0,),
-        "row_classes": 1,
-        "col_classes": 1,
-        "word_bits": 8,
-        "lanes": 8,
-        "epilogue": Integer(),
-        "depth": Depth(8, 8, True),
-    }
-    return Conv2dWorkload(**{**known, **fields})
+def make_workload(reference: SimpleNamespace, **fields: Any) -> Conv2dWorkload:
+    """Of steps of eight bytes, or any."""
+    return reference.make_workload(ANY, **{"epilogue": Integer(), "depth": Depth(8, 8, True), **fields})
 
 
 @pytest.mark.parametrize(
@@ -147,13 +125,13 @@ def _workload(**fields: Any) -> Conv2dWorkload:
         ({"in_channels": 8192, "depth": Depth(16, 1024)}, "sums along the depth are at most 65535, got 73728"),
     ],
 )
-def test_a_workload_that_cannot_be_is_refused(fields: dict[str, Any], message: str) -> None:
+def test_a_workload_that_cannot_be_is_refused(fields: dict[str, Any], message: str, reference: SimpleNamespace) -> None:
     with pytest.raises(ValueError, match=message):
-        _workload(**fields)
+        make_workload(reference, **fields)
 
 
-def test_the_largest_sum_fits() -> None:
-    workload = _workload(in_channels=7280, depth=Depth(2, 910))
+def test_the_largest_sum_fits(reference: SimpleNamespace) -> None:
+    workload = make_workload(reference, in_channels=7280, depth=Depth(2, 910))
     assert workload.class_bound == 65520
     assert Conv2dWorkload.from_json(workload.to_json()) == workload
 
@@ -176,9 +154,9 @@ def test_every_instruction_is_known_to_tvm(name: str) -> None:
 
 
 @pytest.mark.parametrize("board", ["raspberry-pi-3", "raspberry-pi-4", "raspberry-pi-5", "raspberry-pi-3-32"])
-def test_the_space_begins_with_the_default_and_keeps_to_what_unrolls(board: str) -> None:
+def test_the_space_begins_with_the_default_and_keeps_to_what_unrolls(board: str, reference: SimpleNamespace) -> None:
     target = get_target(board)
-    workload = _workload(in_channels=256, depth=depth_of(32, target.arch))
+    workload = make_workload(reference, in_channels=256, depth=depth_of(32, target.arch))
     function = conv2d(workload, 1)
     kind = KINDS["conv2d"]
     space = kind.space(function, target)

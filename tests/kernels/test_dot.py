@@ -13,22 +13,16 @@ import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.kernels.shapes import BORDER, GEOMETRIES, POINTWISE
 from tvmq.kernels.conv2d import conv2d
 from tvmq.kernels.packing import pack_bytes, pack_weight_bytes
 from tvmq.kernels.schedule import Conv2dKnobs, apply_knobs, default_knobs
 from tvmq.kernels.workload import Affine, Conv2dWorkload, Dot, Float, Integer, Thresholds
 from tvmq.kernels.x86 import dot
 
-BORDER = {"row_classes": 3, "col_classes": 2}
-POINTWISE = {"kernel": (1, 1), "padding": (0, 0, 0, 0)}
 STEM = {"kernel": (7, 7), "padding": (3, 3, 3, 3), "strides": (2, 2), "in_channels": 3, "height": 14, "width": 17}
-GEOMETRIES: dict[str, dict[str, Any]] = {
-    "same": BORDER,
-    "pointwise": {**POINTWISE, "in_channels": 256, "out_channels": 33},
-    "strided": {"strides": (2, 2), "in_channels": 33, "out_channels": 100},
-    "large": {"kernel": (5, 5), "padding": (2, 2, 2, 2), "in_channels": 3, "out_channels": 10},
-    "dilated": {"dilation": (2, 2), "padding": (2, 2, 2, 2), "in_channels": 100, "out_channels": 256},
-    "lopsided": {"kernel": (3, 1), "padding": (0, 1, 2, 0), "strides": (1, 2), "in_channels": 1, "out_channels": 1},
+SHAPES: dict[str, dict[str, Any]] = {
+    **GEOMETRIES,
     "stem": {**STEM, "gathered": True},
     "gathered": {"in_channels": 1, "gathered": True, "out_channels": 5},
     "gathered and dilated": {"in_channels": 3, "gathered": True, "dilation": (2, 3), "padding": (3, 3, 3, 3)},
@@ -36,9 +30,9 @@ GEOMETRIES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", GEOMETRIES)
+@pytest.mark.parametrize("name", SHAPES)
 def test_geometries(name: str, family: Any, reference: SimpleNamespace) -> None:
-    reference.check_conv2d(reference.make_dot(family, epilogue=Integer(), **GEOMETRIES[name]), family, batch=2)
+    reference.check_conv2d(reference.make_dot(family, epilogue=Integer(), **SHAPES[name]), family, batch=2)
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 from tvm import te
 
+from tests.kernels.shapes import BORDER
 from tvmq.kernels.glue import schedule_glue
 from tvmq.kernels.rounding import round_products
 from tvmq.kernels.workload import Float, Thresholds
 from tvmq.target import Target
-
-BORDER = {"row_classes": 3, "col_classes": 2}
 
 
 @pytest.mark.parametrize("combine", ["affine", "basis"])

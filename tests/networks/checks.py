@@ -9,6 +9,7 @@ import numpy as np
 
 import tvmq
 from tvmq.golden import interpret
+from tvmq.target import Target, get_target
 from tvmq.transform import fold, lowering_passes
 
 from .generator import DECIDED, Network, evaluate, to_module
@@ -43,7 +44,7 @@ class Tally:
 
 
 def check(
-    networks: Sequence[Network], tally: Tally, target: str = "host", lowered: Sequence[str] = ("raspberry-pi-4",)
+    networks: Sequence[Network], tally: Tally, target: Target, lowered: Sequence[str] = ("raspberry-pi-4",)
 ) -> None:
     """Run every stage of some networks, as one module, and compare.
 
@@ -52,7 +53,7 @@ def check(
     networks : sequence of Network
     tally : Tally
         Added to if all is well.
-    target : str
+    target : Target
         Compiled for, and run on this machine.
     lowered : sequence of str
         Targets for which only the packed kernels' references are run.
@@ -68,12 +69,12 @@ def check(
     undecided = _check_meaning(networks, golden)
     for name in lowered:
         module = fold(model.module)
-        for item in lowering_passes(tvmq.get_target(name)):
+        for item in lowering_passes(get_target(name)):
             module = item(module)
         _compare(networks, golden, interpret(module, arrays), f"lowered for {name}")
     bundle = tvmq.compile(model, target, check_inputs=arrays)
-    _compare(networks, golden, bundle.run(*arrays, target=target), f"compiled for {target}")
-    rows = bundle.layers(target)
+    _compare(networks, golden, bundle.run(*arrays, target=target.name), f"compiled for {target.name}")
+    rows = bundle.layers(target.name)
     tally.digests.update(network.digest() for network in networks)
     tally.undecided += undecided
     tally.layers += len(rows)

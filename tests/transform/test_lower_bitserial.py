@@ -11,8 +11,9 @@ from tvm import relax
 from tvm.script import ir as I
 from tvm.script import relax as R
 
+from tests.networks.codes import BINARY, BITS, GEOMETRIES, INPUTS, UNSIGNED, Case, network
 from tvmq import golden
-from tvmq.bitplanes import BasisTerms, Encoding, window_classes
+from tvmq.bitplanes import BasisTerms, window_classes
 from tvmq.dialect import (
     affine,
     basis_conv2d,
@@ -23,7 +24,6 @@ from tvmq.dialect import (
     channels_first,
     constant,
     conv2d,
-    dense,
     float_threshold,
     is_call,
     max_pool2d,
@@ -37,8 +37,6 @@ from tvmq.kernels.workload import Affine, Conv2dWorkload, Integer, Thresholds
 from tvmq.target import get_target
 from tvmq.transform import LowerBitserial
 
-BINARY, UNSIGNED = Encoding.binary(), Encoding.unsigned(8)
-BITS = constant(np.array([0, 1], np.uint8))
 WIDE, BYTES = get_target("x86-avx512-vpopcntdq"), get_target("raspberry-pi-4")
 NEVER = np.iinfo(np.int32).max
 WEIGHT = np.random.default_rng(0).integers(0, 2, (32, 64, 3, 3), dtype=np.uint8)
@@ -193,60 +191,12 @@ def calls(module: tvm.IRModule, name: str) -> list:
     return [value for value in bindings if is_call(value, name)]
 
 
-def network(
-    random: np.random.Generator, batch: int, encoding: Encoding, channels: int, geometry: tuple
-) -> tvm.IRModule:
-    """conv - threshold - pool - conv - threshold - flatten - dense - threshold - dense - affine, on codes."""
-    kernel, stride, padding, dilation = geometry
-    hidden = [int(v) for v in random.integers(1, 70, 3)]
-
-    def weight(*shape: int) -> relax.Expr:
-        return constant(random.integers(0, 2, shape, dtype=np.uint8))
-
-    def levels(count: int, spread: int) -> relax.Expr:
-        return constant(random.integers(-spread, spread + 1, (1, count)).astype(np.int32))
-
-    builder = relax.BlockBuilder()
-    q = relax.Var("q", relax.TensorType((batch, channels, 13, 12), "uint8"))
-    with builder.function("main", [q]):
-        with builder.dataflow():
-            padded = (padding, padding, padding, padding)
-            first = conv2d(
-                q,
-                weight(hidden[0], channels, kernel, kernel),
-                encoding,
-                BINARY,
-                (stride, stride),
-                padded,
-                (dilation, dilation),
-            )
-            s = builder.emit(first)
-            spread = 3 * kernel * int(np.abs(encoding.units(np.arange(2, dtype=np.uint8))).max())
-            c = builder.emit(threshold(s, levels(hidden[0], spread), BITS))
-            minimum = constant(random.integers(0, 2, hidden[0], dtype=np.uint8))
-            c = builder.emit(max_pool2d(c, minimum, (2, 2), (2, 1), (1, 0, 0, 1), (1, 1), True))
-            second = conv2d(c, weight(hidden[1], hidden[0], 3, 3), BINARY, BINARY, (1, 1), (1, 1, 1, 1))
-            c = builder.emit(threshold(builder.emit(second), levels(hidden[1], 12), BITS))
-            flat = builder.emit(relax.op.reshape(c, (batch, -1)))
-            length = int(flat.ty.shape[1])
-            s = builder.emit(dense(flat, weight(hidden[2], length), BINARY, BINARY))
-            c = builder.emit(threshold(s, levels(hidden[2], 20), BITS))
-            s = builder.emit(dense(c, weight(10, hidden[2]), BINARY, BINARY))
-            scale, offset = (constant(random.normal(size=10).astype(np.float32)) for _ in range(2))
-            output = builder.emit_output(affine(s, scale, offset))
-        builder.emit_func_output(output)
-    return builder.get()
-
-
-GEOMETRIES = [(1, 1, 0, 1), (3, 1, 1, 1), (3, 2, 1, 1), (5, 1, 2, 1), (3, 1, 2, 2), (3, 2, 0, 1)]
-
-
 @pytest.mark.parametrize("target", [WIDE, BYTES], ids=lambda target: target.name)
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-@pytest.mark.parametrize("encoding, channels", [(BINARY, 3), (BINARY, 40), (UNSIGNED, 1), (UNSIGNED, 3)])
+@pytest.mark.parametrize("encoding, channels", INPUTS)
 def test_lowered_networks_are_exact(target, geometry, encoding, channels):
     seed = sum(geometry) * 100 + channels
-    module = network(np.random.default_rng(seed), 2, encoding, channels, geometry)
+    module = network(np.random.default_rng(seed), 2, [Case(encoding, channels, geometry)])
     lowered = LowerBitserial(target)(module)
     text = lowered.script(show_meta=False)
     assert not any(name in text for name in ('"tvmq.conv2d"', '"tvmq.dense"', "tvmq.threshold", "bitunpack"))
@@ -284,7 +234,7 @@ def test_learned_bases_with_a_bias_per_border_class_are_exact(target, geometry, 
 
 
 def test_a_first_layer_of_few_channels_packs_its_windows():
-    module = network(np.random.default_rng(0), 1, UNSIGNED, 3, (3, 1, 1, 1))
+    module = network(np.random.default_rng(0), 1, [Case(UNSIGNED, 3, (3, 1, 1, 1))])
     lowered = LowerBitserial(dataclasses.replace(WIDE, dot=None))(module)
     assert len(calls(lowered, "tvmq.im2col_bitpack")) == 1
     first = workload_of(calls(lowered, "tvmq.bitserial_conv2d")[0])
@@ -293,13 +243,13 @@ def test_a_first_layer_of_few_channels_packs_its_windows():
 
 
 def test_border_classes_only_where_zero_bits_are_not_zero():
-    module = network(np.random.default_rng(0), 1, BINARY, 64, (3, 1, 1, 1))
+    module = network(np.random.default_rng(0), 1, [Case(BINARY, 64, (3, 1, 1, 1))])
     kernels = [workload_of(call) for call in calls(LowerBitserial(WIDE)(module), "tvmq.bitserial_conv2d")]
     assert [(kernel.row_classes, kernel.col_classes) for kernel in kernels] == [(3, 3), (3, 3), (1, 1), (1, 1)]
 
 
 def test_padded_channels_never_reach_their_threshold():
-    module = network(np.random.default_rng(3), 1, BINARY, 64, (3, 1, 1, 1))
+    module = network(np.random.default_rng(3), 1, [Case(BINARY, 64, (3, 1, 1, 1))])
     call = calls(LowerBitserial(WIDE)(module), "tvmq.bitserial_conv2d")[0]
     channels = workload_of(call).out_channels
     assert channels % 32
@@ -307,7 +257,7 @@ def test_padded_channels_never_reach_their_threshold():
 
 
 def test_a_dense_layer_after_a_flattened_image_reads_it_in_place():
-    module = network(np.random.default_rng(0), 2, BINARY, 40, (3, 1, 1, 1))
+    module = network(np.random.default_rng(0), 2, [Case(BINARY, 40, (3, 1, 1, 1))])
     kernels = [workload_of(call) for call in calls(LowerBitserial(WIDE)(module), "tvmq.bitserial_conv2d")]
     assert kernels[2].kernel == (kernels[2].height, kernels[2].width) != (1, 1)
     assert kernels[3].kernel == (1, 1)

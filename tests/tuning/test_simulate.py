@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import shutil
 
 import numpy as np
 import pytest
@@ -19,8 +18,6 @@ from tvmq.tuning.caches import Misses
 from tvmq.tuning.executed import execute
 from tvmq.tuning.places import host_of
 from tvmq.tuning.simulate import KernelCosts, SimulatedHost
-
-needs_llvm_mca = pytest.mark.skipif(shutil.which("llvm-mca-19") is None, reason="llvm-mca is not installed")
 
 
 def test_all_lines_of_what_is_read_and_written_are_touched(task, target):
@@ -86,7 +83,6 @@ def test_llvm_mca_is_missing(target, monkeypatch):
         host_of("simulate", target)
 
 
-@needs_llvm_mca
 def test_steady_cycles():
     one, two, unknown = llvm_mca.steady_cycles(
         [["add x0, x0, x1"], ["add x0, x0, x1"] * 2, ["what is this"]], "aarch64-linux-gnu", "cortex-a72"
@@ -96,7 +92,6 @@ def test_steady_cycles():
         llvm_mca.steady_cycles([["nop"]], "aarch64-linux-gnu", "cortex-a0")
 
 
-@needs_llvm_mca
 def test_records_of_a_simulation(task, target, tmp_path):
     host = SimulatedHost(target)
     result = tune_kernels([task()], target, trials=2, host=host, output=tmp_path)

@@ -348,8 +348,9 @@ class Connection:
                 master.kill()
                 raise BoardError(f"{self.address}: does not log us in within {_OPENING_SECONDS} seconds")
             if not greeting:
-                _, errors = master.communicate()
-                raise self._unreachable(errors.decode(errors="replace"))
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    master.wait(_CLOSING_SECONDS)
+                raise self._unreachable(_errors_so_far(master))
         except BaseException:
             _end(master)
             self._folder.cleanup()
@@ -368,7 +369,7 @@ class Connection:
         # Where it was not this command that failed, but the connection, the master knows why.
         with contextlib.suppress(AttributeError, subprocess.TimeoutExpired):
             self._master.wait(1)
-            errors = "" if self._master.stderr is None else self._master.stderr.read().decode(errors="replace")
+            errors = _errors_so_far(self._master)
         lines = [line.strip() for line in errors.splitlines() if line.strip()]
         detail = f" ({lines[-1]})" if lines else ""
         return BoardError(f"{self.address}: the connection was lost{detail}; try again once the board is back")
@@ -387,6 +388,18 @@ def _read_until(process: subprocess.Popen[bytes], mark: bytes, deadline: float) 
             return b""
         found += part
     return found
+
+
+def _errors_so_far(process: subprocess.Popen[bytes]) -> str:
+    """What it has written on standard error, of which a proxy that outlives ssh would keep the end away."""
+    assert process.stderr is not None
+    found = b""
+    while select.select([process.stderr], [], [], 0)[0]:
+        part = process.stderr.read(4096)
+        if not part:
+            break
+        found += part
+    return found.decode(errors="replace")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -13,6 +13,7 @@ import functools
 import platform
 import socket
 import tempfile
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from tvmq.target import Target
 from tvmq.tuning.in_process import Alive, Builder, Done, reason_of
 from tvmq.tuning.measure import CANDIDATE, DEFAULT, SMALLEST_GAIN, pair_times, random_array
 
-__all__ = ["Host", "LocalHost", "TrackerHost", "compiled", "tensors"]
+__all__ = ["Host", "LocalHost", "TrackerHost", "compiled", "file_builder", "tensors"]
 
 CONNECT_SECONDS = 10
 SESSION_SECONDS = 60
@@ -146,7 +147,6 @@ class TrackerHost(Host):
                 f"`python -m tvm.exec.rpc_server --tracker {address}:{port} --key {key}`"
             )
         self._folder = tempfile.TemporaryDirectory(prefix="tvmq-")
-        self._count_built = 0
         self._runners: dict[int, Any] = {}
 
     @property
@@ -156,15 +156,7 @@ class TrackerHost(Host):
 
     def builder(self, default: tirx.PrimFunc, alive: Alive) -> Any:
         """See :class:`Host`; both functions travel in one library."""
-        link = link_library(self.target)
-
-        def build(candidate: tirx.PrimFunc) -> str:
-            self._count_built += 1
-            path = Path(self._folder.name) / f"trial{self._count_built}.so"
-            compiled({CANDIDATE: candidate, DEFAULT: default}, self.target).export_library(str(path), fcompile=link)
-            return str(path)
-
-        return Builder(build, alive)
+        return file_builder(default, self.target, Path(self._folder.name), alive)
 
     def runner(self, rounds: int, alive: Alive) -> Any:
         """See :class:`Host`; several machines share the candidates, and worker processes serve all kernels."""
@@ -205,6 +197,38 @@ def compiled(functions: Mapping[str, tirx.PrimFunc], target: Target) -> Any:
     """
     module = tvm.IRModule({name: function.with_attr("global_symbol", name) for name, function in functions.items()})
     return tvm.compile(module, target=target.tvm_target())
+
+
+def file_builder(default: tirx.PrimFunc, target: Target, folder: Path, alive: Alive) -> Any:
+    """A builder of libraries that travel to another machine.
+
+    Parameters
+    ----------
+    default : tirx.PrimFunc
+        The scheduled default, which is in every library beside the candidate.
+    target : Target
+    folder : pathlib.Path
+        Where the libraries are left.
+    alive : callable
+        False ends the search.
+
+    Returns
+    -------
+    Builder
+
+    Raises
+    ------
+    ToolchainError
+        If the linker for the target is missing.
+    """
+    link = link_library(target)
+
+    def build(candidate: tirx.PrimFunc) -> str:
+        path = folder / f"trial-{uuid.uuid4().hex}.so"  # builders of several kernels share a folder
+        compiled({CANDIDATE: candidate, DEFAULT: default}, target).export_library(str(path), fcompile=link)
+        return str(path)
+
+    return Builder(build, alive)
 
 
 @derived_object

@@ -28,10 +28,10 @@ from tvmq.runtime.facts import Conditions, Facts, conditions_of, facts_of
 from tvmq.runtime.fitting import fitting_target, unfit
 from tvmq.runtime.python_runtime import require_python_runtime
 from tvmq.runtime.ssh import Address, Connection
-from tvmq.runtime.toolchain import find_compiler, link_library
+from tvmq.runtime.toolchain import find_compiler
 from tvmq.target import Target
-from tvmq.tuning.hosts import SESSION_SECONDS, Host, compiled, tensors
-from tvmq.tuning.in_process import Alive, Builder, Done, reason_of
+from tvmq.tuning.hosts import SESSION_SECONDS, Host, file_builder, tensors
+from tvmq.tuning.in_process import Alive, Done, reason_of
 from tvmq.tuning.measure import CANDIDATE, DEFAULT, pair_times
 
 __all__ = ["SshHost"]
@@ -87,7 +87,6 @@ class SshHost(Host):
             self._seen = [facts.conditions]
             self._discarded = 0
             self._folder = tempfile.TemporaryDirectory(prefix="tvmq-")
-            self._count_built = 0
             self._key = secrets.token_hex(16)
             self._server = self._connection.start(_START, _SERVER.read_text(encoding="utf-8"), str(self.target.cores))
             self._port = self._connection.forward(self._server_port())
@@ -121,15 +120,7 @@ class SshHost(Host):
 
     def builder(self, default: tirx.PrimFunc, alive: Alive) -> Any:
         """See :class:`Host`; both functions travel in one library."""
-        link = link_library(self.target)
-
-        def build(candidate: tirx.PrimFunc) -> str:
-            self._count_built += 1
-            path = Path(self._folder.name) / f"trial{self._count_built}.so"
-            compiled({CANDIDATE: candidate, DEFAULT: default}, self.target).export_library(str(path), fcompile=link)
-            return str(path)
-
-        return Builder(build, alive)
+        return file_builder(default, self.target, Path(self._folder.name), alive)
 
     def runner(self, rounds: int, alive: Alive) -> Any:
         """See :class:`Host`."""
