@@ -74,17 +74,16 @@ LAYERS = (
 
 
 def workload(core: Target, layer: Layer, bits: int, tables: bool) -> Conv2dWorkload:
-    """A layer of +-1 weights and unsigned activations of some bits, or as planes of one bit also of +-1."""
+    """A layer of +-1 weights and unsigned activations of some bits, as the compiler makes it of either kind."""
     border = layer.kernel // 2
-    fields: dict[str, Any] = {"activation_multiplier": (-1,), "plane_class": ((0,),), "class_multiplier": (2,)}
     if tables:
-        fields |= {"combine": "table", "table": Table(bits, min(layer.kernel**2 * layer.in_channels * 15, 2**16 - 1))}
-    elif bits == 1:
-        fields |= {"combine": "xor", "class_multiplier": (-1,), "activation_multiplier": (0,)}
+        table = Table(bits, min(layer.kernel**2 * layer.in_channels * (2**bits - 1), 2**16 - 1))
+        fields: dict[str, Any] = {"combine": "table", "table": table, "plane_class": ((0,),)}
+        fields |= {"class_multiplier": (2,), "activation_multiplier": (-1,)}
     else:
-        fields = {"combine": "and", "class_multiplier": tuple(2 << plane for plane in range(bits))}
-        fields["activation_multiplier"] = tuple(-(1 << plane) for plane in range(bits))
-        fields["plane_class"] = tuple((plane,) for plane in range(bits))
+        fields = {"combine": "xor", "plane_class": tuple((plane,) for plane in range(bits))}
+        fields["class_multiplier"] = tuple(-(1 << plane) for plane in range(bits))
+        fields["activation_multiplier"] = (0,) * bits
     return Conv2dWorkload(
         height=layer.rows,
         width=layer.columns,
@@ -128,7 +127,8 @@ class Case:
         """Packed activations, packed weights and thresholds."""
         thresholds = self.thresholds
         if work.combine == "xor":  # a bit that is not set differs from the weights that are: x ^ w = w - x (2 w - 1)
-            thresholds = thresholds - self.weights.reshape(len(self.weights), -1).sum(1, dtype=np.int32)
+            set_weights = self.weights.reshape(len(self.weights), -1).sum(1, dtype=np.int32)
+            thresholds = thresholds - (2**self.bits - 1) * set_weights
         weight = pack_weights(self.weights[None], work.word_bits, work.lanes)
         if work.table is not None:
             image = pack_bytes(self.codes[None], work.in_words)

@@ -215,15 +215,15 @@ def test_every_point_of_the_search_space_computes_the_same(narrow: Any, referenc
         reference.check_conv2d(workload, narrow, knobs=knobs)
 
 
-@pytest.mark.parametrize("bits", [1, 2, 3])
-def test_the_inner_loop_of_bytes_stays_in_registers(bits: int, reference: SimpleNamespace) -> None:
-    cross = reference.families["avx2"]
+@pytest.mark.parametrize(("name", "bits"), [("avx2", 1), ("avx2", 2), ("avx2", 3), ("avx512bw", 3)])
+def test_the_inner_loop_of_bytes_stays_in_registers(name: str, bits: int, reference: SimpleNamespace) -> None:
+    cross, register = reference.families[name], "ymm" if name == "avx2" else "zmm"
     workload = reference.make_table(cross, bits, height=14, width=14, in_channels=256, out_channels=256)
     tile = default_knobs(workload, cross)
     assembly = tvm.compile(apply_knobs(conv2d(workload, 1), tile), target=cross.target()).mod.inspect_source("s")
     blocks = re.split(r"^\.LBB\S+:.*$|^\s+j[a-z.]*\s+\.LBB\S+.*$", assembly, flags=re.MULTILINE)
-    body = max(blocks, key=lambda block: len(re.findall(r"vbroadcasti128", block)))
-    lookups = len(re.findall(r"vpshufb\s.*ymm", body))
+    body = max(blocks, key=lambda block: len(re.findall(r"vbroadcasti(?:128|32x4)", block)))
+    lookups = len(re.findall(rf"vpshufb\s.*{register}", body))
     assert lookups >= 2 * tile.pixel_tile * tile.pixel_rows * tile.channel_tile
     assert not re.search(r"\(%rsp", body), f"the inner loop spills:\n{body}"
 

@@ -74,13 +74,13 @@ def _costs(workload: Conv2dWorkload, registers: int | None) -> _Costs:
         # The halves of weights and activations, and their mask.
         return _Costs(32 if workload.lanes == 16 else 16, 4 if workload.lanes == 8 else 6, 3, 0.5, 0.5)
     if workload.table is not None and workload.word_bits == 32:
-        # Two lookups and sums; two loads of tables, and the nibbles of two vectors.  In registers are these, a sum of
-        # bytes and a table, a number that is looked up, ones, a mask, and the tables' places: see `_registers`.
+        # Two lookups and sums; two loads of tables; the nibbles of two vectors.  A table, a number that is looked up,
+        # ones, a mask, and the tables' places take registers; so do nibbles and sums of bytes, see `_registers`.
         return _Costs(32, 5, update=4, broadcast=1, load=3.5)
     if workload.table is not None:
         # Two lookups and sums; two tables, which are in the second-level cache; two times the nibbles of a vector.
-        # Their mask and the number that is looked up take registers too.
-        return _Costs(32 if workload.lanes == 64 else 16, 2, update=4, broadcast=3, load=4)
+        # Their mask and the number that is looked up take registers too, and of 32 registers those of both halves.
+        return _Costs(32, 3, 4, 3, 4) if workload.lanes == 64 else _Costs(16, 2, update=4, broadcast=3, load=4)
     if workload.word_bits == 32:
         return _Costs(registers or 32, 2, update=3, broadcast=0, load=0.5)
     if workload.depth is not None:
@@ -172,9 +172,9 @@ def _fits(workload: Conv2dWorkload, tile: RegisterTile, costs: _Costs) -> bool:
 def _registers(workload: Conv2dWorkload, tile: RegisterTile, costs: _Costs) -> int:
     if workload.depth is not None:
         return depth.registers(workload, tile.rows * tile.columns * workload.activation_planes, tile.vectors)
-    if workload.table is not None and workload.word_bits == 32:
-        nibbles = 2 * joined_words(workload)
-        return _accumulators(workload, tile) + tile.vectors * (nibbles + 1) + costs.temporaries
+    if workload.table is not None and costs.registers == 32:
+        nibbles = 2 if workload.word_bits == 8 else 2 * joined_words(workload) + 1  # and a sum of bytes
+        return _accumulators(workload, tile) + tile.vectors * nibbles + costs.temporaries
     operands = tile.vectors * workload.weight_planes + (1 if costs.broadcast else 0)
     return _accumulators(workload, tile) + operands + costs.temporaries
 
