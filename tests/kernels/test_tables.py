@@ -215,6 +215,20 @@ def test_every_point_of_the_search_space_computes_the_same(narrow: Any, referenc
         reference.check_conv2d(workload, narrow, knobs=knobs)
 
 
+def test_points_of_the_search_space_by_words_of_32_bits(words: Any, reference: SimpleNamespace) -> None:
+    workload = reference.make_table(words, 3, height=4, width=6, in_channels=96, out_channels=128)
+    function = conv2d(workload, 1)
+    kind = kind_of(function)
+    assert kind is not None
+    points = kind.space(function, words)
+    assert max(point["pixel_tile"] * point["pixel_rows"] * point["channel_tile"] for point in points) == 16
+    assert kind.title(function) == "conv 3x3 4x6, 96 to 128, w1a3 by tables"
+    for point in points[:: len(points) // 2 + 1]:
+        assert kind.adapted(function, words, point) == point
+        knobs = dataclasses.replace(default_knobs(workload, words), **point)
+        reference.check_conv2d(workload, words, knobs=knobs)
+
+
 @pytest.mark.parametrize(("name", "bits"), [("avx2", 1), ("avx2", 2), ("avx2", 3), ("avx512bw", 3)])
 def test_the_inner_loop_of_bytes_stays_in_registers(name: str, bits: int, reference: SimpleNamespace) -> None:
     cross, register = reference.families[name], "ymm" if name == "avx2" else "zmm"
