@@ -1,15 +1,15 @@
 """Instructions of x86 for lookups in tables; see :mod:`tvmq.kernels.tables`.
 
-Of AVX2 with vectors of 32 bytes, and of AVX-512 BW with vectors of 64:
+Of AVX2 with vectors of 32 bytes, or of AVX-512 BW with vectors of 64:
 
-x86.table.8             the two tables of eight activations: four shuffles of their bytes and three sums
+x86.table.8, 32         the tables of 8 or 32 activations: each is the sum of two lookups among activations and the sums
+                        of their pairs
 x86.lookup.8x32, x64    the nibbles of a vector looked up in one table (vpshufb), added to sums of bytes
 x86.pairs.32, 64        sums of bytes added to sums of 16 bits, even and odd lanes apart
 x86.interleave.32, 64   even and odd lanes put together
 
 Of AVX-512 VBMI and VNNI:
 
-x86.table.32            the eight tables of 32 activations, each the sum of two lookups among activations and pair sums
 x86.lookup.32x1, x2     the nibbles of one or two vectors of words, each byte in its own table (vpermb), and their sum
                         added to sums of 32 bits (vpdpbusd)
 """
@@ -38,8 +38,6 @@ from tvmq.kernels.tables import (
 
 __all__ = ["register"]
 
-_ABSENT = 32
-"""Index, in a shuffle of 32 bytes and 32 zeros, of a zero."""
 _NIBBLES = 0x0F0F0F0F
 _TABLES = 0x30201000
 """What turns the nibbles of a word's bytes into places in four tables."""
@@ -62,7 +60,7 @@ def register(kind: str, size: int) -> str:
         What TVM calls it.
     """
     makers: dict[str, tuple[str, Callable[[int], tuple[Any, Any]]]] = {
-        "table": ("x86.table.", _octet_tables if size == 8 else _word_tables),
+        "table": ("x86.table.", _tables),
         "lookup": ("x86.lookup.8x", _lookup),
         "pairs": ("x86.pairs.", _pairs),
         "interleave": ("x86.interleave.", _interleave),
@@ -95,73 +93,57 @@ def _table_description(word_bits: int) -> Any:
     return description
 
 
-def _octet_tables(_word_bits: int) -> tuple[Any, Any]:
-    def places(bit: int) -> list[int]:
-        """Bytes of a shuffle within halves of 16: activation `bit` of each table, where an entry selects it."""
-        return [
-            16 * half + 4 * half + bit if entry >> bit & 1 else _ABSENT
-            for half in range(2)
-            for entry in range(TABLE_ENTRIES)
-        ]
+def _tables(word_bits: int) -> tuple[Any, Any]:
+    octets, size = word_bits // 8, tables_of_word(word_bits)
+    width = min(size, 64)  # bytes of a vector
+    doubled = f"uint8x{width}"
 
-    def sums(octets: Any) -> Any:
-        zeros = tirx.Broadcast(tirx.const(0, "uint8"), 32)
-        first, second, third, fourth = (T.Shuffle([octets, zeros], places(bit)) for bit in range(4))
-        return (first + second) + (third + fourth)
+    def twice(activations: Any) -> Any:
+        """In every 16 bytes eight activations twice, so that no shuffle has to cross them."""
+        places = [8 * (group % octets) + place for group in range(width // 16) for _ in range(2) for place in range(8)]
+        return T.Shuffle([activations] * (width // word_bits), places)
 
-    @T.prim_func(s_tir=True)
-    def implementation(activation: T.handle, table: T.handle) -> None:
-        activations = T.match_buffer(activation, (8,), "uint8", offset_factor=1)
-        tables = T.match_buffer(table, (32,), "uint8", offset_factor=1)
-        with T.sblock("root"):
-            T.reads(activations[0:8])
-            T.writes(tables[0:32])
-            octets: T.let[T.uint8x32] = T.reinterpret(
-                "uint8x32", T.Broadcast(T.reinterpret("int64", activations.vload([0], "uint8x8")), 4)
-            )
-            tables[T.Ramp(0, 1, 32)] = sums(octets)
+    def factors() -> Any:
+        """For pairs of bytes: one in the first eight of 16 bytes, 257 in the others."""
+        lanes = width // 4
+        numbers = [tirx.Broadcast(tirx.const(number, "uint16"), lanes) for number in (1, 257)]
+        return T.Shuffle(numbers, [lanes * (pair // 4 % 2) for pair in range(2 * lanes)])
 
-    return _table_description(8), implementation
-
-
-def _word_tables(_word_bits: int) -> tuple[Any, Any]:
-    def places(half: int, pair: int) -> list[int]:
+    def places(vector: int, pair: int) -> list[int]:
         """What entries select of a pair of activations: none, either, or their sum, the second of the products."""
         indices = []
-        for octet in range(4):
-            first = 8 * octet + 4 * half + 2 * pair
-            choices = (64, first, first + 1, 32 + first + 1)
+        for group in range(width // 16):
+            half = (vector * (width // 16) + group) // octets
+            first = 16 * group + 4 * half + 2 * pair
+            choices = (width, first, first + 1, 8 + first + 1)
             indices += [choices[entry >> 2 * pair & 3] for entry in range(TABLE_ENTRIES)]
         return indices
 
-    def sums(both: Any, half: int) -> Any:
-        zeros = tirx.Broadcast(tirx.const(0, "uint8"), 64)
-        return T.Shuffle([both, zeros], places(half, 0)) + T.Shuffle([both, zeros], places(half, 1))
-
-    def joined(activations: Any) -> Any:
-        return T.Shuffle([activations, activations], [*range(64)])
-
-    halves = [*range(32)]
+    def sums(both: Any) -> Any:
+        zeros = tirx.Broadcast(tirx.const(0, "uint8"), width)
+        vectors = [
+            T.Shuffle([both, zeros], places(vector, 0)) + T.Shuffle([both, zeros], places(vector, 1))
+            for vector in range(size // width)
+        ]
+        return vectors[0] if len(vectors) == 1 else T.Shuffle(vectors, [*range(size)])
 
     @T.prim_func(s_tir=True)
     def implementation(activation: T.handle, table: T.handle) -> None:
-        activations = T.match_buffer(activation, (32,), "uint8", offset_factor=1)
-        tables = T.match_buffer(table, (128,), "uint8", offset_factor=1)
+        activations = T.match_buffer(activation, (word_bits,), "uint8", offset_factor=1)
+        tables = T.match_buffer(table, (size,), "uint8", offset_factor=1)
         with T.sblock("root"):
-            T.reads(activations[0:32])
-            T.writes(tables[0:128])
-            factors: T.let[T.uint16x32] = T.Shuffle(
-                [T.Broadcast(T.uint16(1), 16), T.Broadcast(T.uint16(257), 16)], halves
-            )
+            T.reads(activations[0:word_bits])
+            T.writes(tables[0:size])
             # A pair of bytes is a + 256 b, and times 257, without what overflows, a + 256 (a + b).
-            both: T.let[T.uint8x64] = T.reinterpret(
-                "uint8x64",
-                T.reinterpret("uint16x32", joined(activations.vload([0], "uint8x32"))) * factors,
+            tables[T.Ramp(0, 1, size)] = sums(
+                T.reinterpret(
+                    doubled,
+                    T.reinterpret(f"uint16x{width // 2}", twice(activations.vload([0], f"uint8x{word_bits}")))
+                    * factors(),
+                )
             )
-            tables[T.Ramp(0, 1, 64)] = sums(both, 0)
-            tables[T.Ramp(64, 1, 64)] = sums(both, 1)
 
-    return _table_description(32), implementation
+    return _table_description(word_bits), implementation
 
 
 def _lookup(lanes: int) -> tuple[Any, Any]:
