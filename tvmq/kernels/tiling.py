@@ -80,7 +80,8 @@ def _costs(workload: Conv2dWorkload, registers: int | None) -> _Costs:
     if workload.table is not None:
         # Two lookups and sums; two tables, which are in the second-level cache; two times the nibbles of a vector.
         # Their mask and the number that is looked up take registers too, and of 32 registers those of both halves.
-        return _Costs(32, 3, 4, 3, 4) if workload.lanes == 64 else _Costs(16, 2, update=4, broadcast=3, load=4)
+        most, temporaries = (32, 3) if workload.lanes == 64 else (16, 2)
+        return _Costs(most, temporaries, update=4, broadcast=3, load=4)
     if workload.word_bits == 32:
         return _Costs(registers or 32, 2, update=3, broadcast=0, load=0.5)
     if workload.depth is not None:
