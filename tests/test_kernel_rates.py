@@ -47,12 +47,16 @@ def test_every_kind_of_kernel_is_measured(host, monkeypatch):
 
 def test_lookups_are_measured_where_a_core_has_them(monkeypatch):
     monkeypatch.setattr(kernel_rates, "SHAPES", ((4, 32),))
-    narrow, wide = (tvmq.get_target(name) for name in ("x86-avx2", "x86-avx512"))
+    *cores, without = (
+        tvmq.get_target(name) for name in ("x86-avx2", "x86-avx512", "x86-avx512-vpopcntdq", "raspberry-pi-4")
+    )
     for bits, kind in enumerate(TABLE_KINDS, 1):
-        (case,) = CASES[kind](narrow)
-        workload = Conv2dWorkload.from_json(str(case.function.attrs[WORKLOAD_ATTRIBUTE]))
-        assert (case.kind, workload.table.activation_bits) == (kind, bits)
-        assert list(CASES[kind](wide)) == []
+        for core in cores:
+            (case,) = CASES[kind](core)
+            workload = Conv2dWorkload.from_json(str(case.function.attrs[WORKLOAD_ATTRIBUTE]))
+            assert (case.kind, workload.table.activation_bits) == (kind, bits)
+            assert (workload.word_bits, workload.lanes) == (core.word_bits, core.lanes)
+        assert list(CASES[kind](without)) == []
 
 
 def test_the_best_rate_of_a_kind_counts(host):

@@ -9,7 +9,7 @@ import pytest
 from tvmq import machine as machine_module
 from tvmq.errors import TargetError
 from tvmq.machine import this_machine
-from tvmq.target import Target, data_folder, get_target, host_target, list_targets, load_target
+from tvmq.target import TABLE_KINDS, Target, data_folder, get_target, host_target, list_targets, load_target
 
 BOARDS = [path.stem for path in sorted(data_folder("targets").glob("*.toml")) if path.stem != "host"]
 VALID = (data_folder("targets") / "raspberry-pi-4.toml").read_text(encoding="utf-8")
@@ -102,6 +102,13 @@ def test_unknown_target_without_a_near_one_lists_all():
         get_target("zzz")
 
 
+def test_tables_of_words_of_32_bits_need_sums_of_four_bytes():
+    core = get_target("x86-avx512-vpopcntdq")
+    assert TABLE_KINDS[3] in core.mac_per_cycle
+    with pytest.raises(TargetError, match="word_bits 32 and lanes 16, the last one with dot vpdpbusd"):
+        dataclasses.replace(core, dot=None)
+
+
 def test_host_is_a_file_whose_flags_this_machine_has():
     host = host_target()
     assert host.name == "host"
@@ -115,7 +122,7 @@ def test_host_is_a_file_whose_flags_this_machine_has():
     [
         ("sse avx2 fma", "x86-avx2"),
         ("avx2 fma avx512f avx512bw avx512vl avx512dq", "x86-avx512"),
-        ("avx2 fma avx512f avx512bw avx512vl avx512dq avx512_vpopcntdq avx512_vnni", "x86-avx512-vpopcntdq"),
+        ("avx2 fma avx512f avx512bw avx512vl avx512dq avx512_vpopcntdq avx512_vnni avx512vbmi", "x86-avx512-vpopcntdq"),
         # Knights Mill counts bits, but lacks the byte and short-vector instructions
         ("avx2 fma avx512f avx512_vpopcntdq", "x86-avx2"),
     ],

@@ -73,7 +73,7 @@ def _host_families() -> list[Family]:
         return [dataclasses.replace(CROSS["aarch64"], llvm=_llvm("generic"))]
     flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
     fallback = _llvm("haswell" if "avx2" in flags else "x86-64")
-    needed = {"vpopcntdq": "avx512_vnni", "avx512bw": "avx512bw", "avx2": "avx2"}
+    needed = {"vpopcntdq": "avx512_vpopcntdq", "avx512bw": "avx512bw", "avx2": "avx2"}
     families = [
         family
         if needed[family.name] in flags

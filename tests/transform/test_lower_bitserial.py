@@ -34,7 +34,7 @@ from tvmq.dialect import (
 )
 from tvmq.kernels.packing import pack_weights
 from tvmq.kernels.workload import Affine, Conv2dWorkload, Integer, Thresholds
-from tvmq.target import get_target
+from tvmq.target import KERNEL_KINDS, get_target
 from tvmq.transform import LowerBitserial
 
 WIDE, BYTES = get_target("x86-avx512-vpopcntdq"), get_target("raspberry-pi-4")
@@ -235,7 +235,8 @@ def test_learned_bases_with_a_bias_per_border_class_are_exact(target, geometry, 
 
 def test_a_first_layer_of_few_channels_packs_its_windows():
     module = network(np.random.default_rng(0), 1, [Case(UNSIGNED, 3, (3, 1, 1, 1))])
-    lowered = LowerBitserial(dataclasses.replace(WIDE, dot=None))(module)
+    planes_only = {kind: WIDE.mac_per_cycle[kind] for kind in KERNEL_KINDS}
+    lowered = LowerBitserial(dataclasses.replace(WIDE, dot=None, mac_per_cycle=planes_only))(module)
     assert len(calls(lowered, "tvmq.im2col_bitpack")) == 1
     first = workload_of(calls(lowered, "tvmq.bitserial_conv2d")[0])
     assert (first.kernel, first.in_channels, first.activation_planes) == ((1, 1), 27, 8)

@@ -28,7 +28,7 @@ from typing import Any
 from tvm import te, tirx
 
 from tvmq.kernels.depth import accumulated_depths, class_sum, spread
-from tvmq.kernels.tables import accumulated_lookups, make_tables
+from tvmq.kernels.tables import accumulated_lookups, accumulated_words, make_tables
 from tvmq.kernels.tiling import register_tile
 from tvmq.kernels.words import pack_masks
 from tvmq.kernels.workload import BYTES_PER_STEP, MAX_BYTE_STEPS, STEPS_PER_LOAD, Conv2dWorkload, Float, Thresholds
@@ -262,8 +262,9 @@ class _Builder:
         if self.workload.dot is not None:
             return self.accumulate_products(weight)
         if self.workload.table is not None:
-            tables = make_tables(image)
-            return accumulated_lookups(self.workload, tables, weight, self.accumulator_shape(), self.window)
+            tables = make_tables(image, self.workload.word_bits)
+            accumulated = accumulated_lookups if self.workload.word_bits == 8 else accumulated_words
+            return accumulated(self.workload, tables, weight, self.accumulator_shape(), self.window)
         if self.workload.depth is not None:
             if self.workload.depth.spread:
                 image = spread(image, self.workload.depth)

@@ -11,7 +11,7 @@ from typing import Any
 from tvm import s_tir, tirx
 
 from tvmq.kernels import x86_tables
-from tvmq.kernels.tables import TABLE_ENTRIES, table_bytes
+from tvmq.kernels.tables import joined_words, table_bytes, tables_of_word
 from tvmq.kernels.workload import Conv2dWorkload
 
 __all__ = ["place_lookups", "table_rows"]
@@ -46,7 +46,7 @@ def table_rows(workload: Conv2dWorkload, pixel_rows: int, channel_tiles: int, co
     if cores > 1 and channel_tiles >= pieces:
         return rows
     width = workload.width + workload.padding[1] + workload.padding[3]
-    most = _BAND_BYTES // (width * table_bytes(workload.in_channels))
+    most = _BAND_BYTES // (width * table_bytes(workload))
     reach = workload.dilation[0] * (workload.kernel[0] - 1) + 1
     sizes = [size for size in range(pixel_rows, rows + 1, pixel_rows) if rows % size == 0]
     fitting = [
@@ -74,9 +74,38 @@ def place_lookups(
         Whether the making of tables is spread over threads.
     """
     # TVM can divide a block into an instruction's only before bands make its rows overlap.
-    _, entries = sch.split(sch.get_loops(blocks["table"])[-1], [None, 2 * TABLE_ENTRIES])
+    _, entries = sch.split(sch.get_loops(blocks["table"])[-1], [None, tables_of_word(workload.word_bits)])
     table = sch.blockize(entries)
+    if workload.word_bits == 8:
+        instructions = _place_octets(sch, blocks, tile, workload)
+    else:
+        instructions = _place_words(sch, blocks["accumulate"], workload)
+    if workload.weight_words > 1:
+        sch.compute_at(table, band, preserve_unit_loops=True)
+    if parallel:
+        *_, row, column, _ = sch.get_loops(table)
+        sch.parallel(row if workload.out_height > 1 else column)
     # TVM loses track of a block when it becomes an instruction: those come last.
+    for place, name in [(table, x86_tables.register("table", workload.word_bits)), *instructions]:
+        sch.tensorize(place, name)
+
+
+def _place_words(sch: s_tir.Schedule, block: Any, workload: Conv2dWorkload) -> list[tuple[Any, str]]:
+    """The reduction by words of 32 bits, and the instruction of its lanes."""
+    *spatial, lane, kh, kw, step, half, octet = _own(sch, block)
+    sch.reorder(kh, kw, step, *spatial, lane, half, octet)
+    for loop in spatial:
+        sch.unroll(loop)
+    sch.set_scope(block, 0, "local")
+    *_, lanes = sch.get_loops(sch.decompose_reduction(block, kh))
+    sch.vectorize(lanes)
+    return [(lane, x86_tables.register("words", joined_words(workload)))]
+
+
+def _place_octets(
+    sch: s_tir.Schedule, blocks: dict[str, Any], tile: Any, workload: Conv2dWorkload
+) -> list[tuple[Any, str]]:
+    """The reduction by words of 8 bits in a register tile, and the instructions of its lanes."""
     *spatial, lane = _own(sch, blocks["accumulate"])
     for loop in spatial:
         sch.unroll(loop)
@@ -103,15 +132,8 @@ def place_lookups(
         *_, parity, lanes = sch.get_loops(sch.decompose_reduction(block, zeros))
         sch.unroll(parity)
         sch.vectorize(lanes)
-    if workload.weight_words > 1:
-        sch.compute_at(table, band, preserve_unit_loops=True)
-    if parallel:
-        *_, row, column, _ = sch.get_loops(table)
-        sch.parallel(row if workload.out_height > 1 else column)
-    sch.tensorize(table, x86_tables.register("x86.table"))
-    sch.tensorize(lane, x86_tables.register("x86.interleave"))
-    sch.tensorize(spatial[-2], x86_tables.register("x86.pairs"))
-    sch.tensorize(positions[-1], x86_tables.register("x86.lookup"))
+    places = {"interleave": lane, "pairs": spatial[-2], "lookup": positions[-1]}
+    return [(place, x86_tables.register(kind, workload.lanes)) for kind, place in places.items()]
 
 
 def _own(sch: s_tir.Schedule, block: Any) -> list[Any]:

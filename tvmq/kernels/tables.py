@@ -7,19 +7,30 @@ one for every nibble of four weights.  A table holds them,
 
 and one instruction looks up the nibbles of a whole vector of output channels in it.  Tables are made once for each
 pixel and read by every output channel and every tap.  Weights are packed as for popcounts: a byte is the bits of eight
-channels, so two nibbles.  Nibbles of absent channels are zero, and so is the first entry of every table.
+channels, so two nibbles.  Nibbles of absent channels are zero, and so is the first entry of every table.  Codes of a
+bits make sums of at most ``4 (2^a - 1)`` for every nibble, so a byte holds the sums of 63, 21, 9 or 4 nibbles for
+a = 1 .. 4.
 
-Codes of a bits make sums of at most ``8 (2^a - 1)`` for every byte of weights, so a byte holds the sums of 31, 10, 4 or
-2 bytes of weights for a = 1 .. 4 (``partial``).  They are added to sums of 16 bits, those of even lanes apart from
-those of odd ones, since that needs no movement between lanes (``pairs``); in the end both are put together
-(``accumulate``).  Whoever makes a workload sees to it that 16 bits are enough (`Table.bound`).
+Words of 8 bits: all lanes look up their nibbles in one table.  The sums of bytes ("partial") are added to sums of 16
+bits, those of even lanes apart from those of odd ones, since that needs no movement between lanes ("pairs"); in the
+end both are put together ("accumulate").  Whoever makes a workload sees to it that 16 bits are enough (`Table.bound`).
+
+Words of 32 bits: the four bytes of a lane look up their nibbles in four tables, those of 16 successive channels of a
+sort, which an instruction takes as one of 64 entries; so a nibble needs two bits of its byte's number beside it.  An
+instruction that multiplies four bytes and adds the products to 32 bits then adds the four sums of a lane, all factors
+one: no sum of 16 bits is in between, and no lane moves.  Tables of low nibbles come before those of high ones::
+
+    channels of a word      0-3   8-11  16-19 24-27 | 4-7   12-15 20-23 28-31
+    bits of the weights     0-3   8-11  16-19 24-27 | 4-7   12-15 20-23 28-31
+
+A few successive words (`joined_words`) are added up as bytes before.
 """
 
 from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvm import te, tirx
@@ -30,10 +41,17 @@ __all__ = [
     "NIBBLE_BITS",
     "TABLE_ENTRIES",
     "accumulated_lookups",
+    "accumulated_words",
     "chosen_entry",
+    "entry_sum",
+    "first_channel",
+    "joined_words",
     "lookup_chunks",
     "make_tables",
+    "selected_sum",
     "table_bytes",
+    "tables_of_word",
+    "word_number",
 ]
 
 NIBBLE_BITS = 4
@@ -41,46 +59,93 @@ TABLE_ENTRIES = 2**NIBBLE_BITS
 _OCTET = 8
 """Channels of a byte of weights."""
 _LARGEST_BYTE = 255
+_MOST_JOINED = 2
+"""Words of which a vector's nibbles stay in registers, four vectors of them, beside the sums of enough pixels."""
 
 
-def table_bytes(channels: int) -> int:
+def table_bytes(workload: Conv2dWorkload) -> int:
     """Bytes of the tables of one pixel.
 
     Parameters
     ----------
-    channels : int
-        Input channels.
+    workload : Conv2dWorkload
+        With a table.
 
     Returns
     -------
     size : int
     """
-    return -(-channels // _OCTET) * 2 * TABLE_ENTRIES
+    return workload.weight_words * tables_of_word(workload.word_bits)
 
 
-def make_tables(image: te.Tensor) -> te.Tensor:
+def entry_sum(activations: Sequence[Any], entry: Any) -> Any:
+    """The sum of four activations that an entry's number selects.
+
+    Parameters
+    ----------
+    activations : sequence of PrimExpr of uint8
+        Four.
+    entry : PrimExpr
+        In [0, 15], or that plus a multiple of 16.
+
+    Returns
+    -------
+    total : PrimExpr of uint8
+    """
+    zero = tirx.const(0, "uint8")
+    terms = [tirx.Select(entry // 2**bit % 2 != 0, number, zero) for bit, number in enumerate(activations)]
+    return functools.reduce(operator.add, terms)
+
+
+def make_tables(image: te.Tensor, word_bits: int) -> te.Tensor:
     """Tables of every four channels; the block is called "table".
 
     Parameters
     ----------
-    image : te.Tensor of uint8 [N, H, W, 1, 8 * octets]
+    image : te.Tensor of uint8 [N, H, W, 1, word_bits * words]
         Activations.
+    word_bits : {8, 32}
+        Bits of a word of weights.
 
     Returns
     -------
-    tables : te.Tensor of uint8 [N, H, W, 32 * octets]
+    tables : te.Tensor of uint8 [N, H, W, 4 * word_bits * words]
+        A table of 16 entries for every word, half of a byte, and byte.
     """
     batch, height, width, _, length = image.shape
+    size = tables_of_word(word_bits)
 
     def entry(n: Any, y: Any, x: Any, position: Any) -> Any:
-        first = position // TABLE_ENTRIES * NIBBLE_BITS
-        terms = [
-            tirx.Select(position // 2**bit % 2 != 0, image[n, y, x, 0, first + bit], tirx.const(0, "uint8"))
-            for bit in range(NIBBLE_BITS)
-        ]
-        return functools.reduce(operator.add, terms)
+        # For bytes it is all one division, which TVM can see through.
+        first = 0 if word_bits == _OCTET else position // size * word_bits
+        first = first + first_channel(position if word_bits == _OCTET else position % size, word_bits)
+        return entry_sum([image[n, y, x, 0, first + bit] for bit in range(NIBBLE_BITS)], position)
 
-    return te.compute((batch, height, width, int(length) // NIBBLE_BITS * TABLE_ENTRIES), entry, name="table")
+    return te.compute((batch, height, width, int(length) // word_bits * size), entry, name="table")
+
+
+def tables_of_word(word_bits: int) -> int:
+    """Bytes of the tables of the activations of one word."""
+    return word_bits // NIBBLE_BITS * TABLE_ENTRIES
+
+
+def first_channel(position: Any, word_bits: int) -> Any:
+    """The first of the four channels that an entry of the tables of a word sums.
+
+    Parameters
+    ----------
+    position : PrimExpr
+        Of the entry; where words have 8 bits, also in the tables of many words.
+    word_bits : {8, 32}
+
+    Returns
+    -------
+    channel : PrimExpr
+    """
+    if word_bits == _OCTET:
+        return position // TABLE_ENTRIES * NIBBLE_BITS
+    octets = word_bits // _OCTET
+    return position // TABLE_ENTRIES % octets * _OCTET + position // (octets * TABLE_ENTRIES) * NIBBLE_BITS
 
 
 def chosen_entry(entry: Callable[[int], Any], nibble: Any) -> Any:
@@ -111,7 +176,7 @@ def chosen_entry(entry: Callable[[int], Any], nibble: Any) -> Any:
 
 
 def lookup_chunks(workload: Conv2dWorkload) -> tuple[list[str], int]:
-    """What one sum of bytes covers.
+    """What one sum of bytes covers where words have 8 bits.
 
     Parameters
     ----------
@@ -132,6 +197,22 @@ def lookup_chunks(workload: Conv2dWorkload) -> tuple[list[str], int]:
     return (["kw"] if kernel_h * kernel_w * words > most else ["kh", "kw"]), chunk
 
 
+def joined_words(workload: Conv2dWorkload) -> int:
+    """Words of 32 bits whose sums are added up as bytes.
+
+    Parameters
+    ----------
+    workload : Conv2dWorkload
+        With a table.
+
+    Returns
+    -------
+    count : {1, 2}
+        A divisor of the words of a tap.  Four nibbles' sums of four bits make 240 at most.
+    """
+    return _MOST_JOINED if workload.weight_words % _MOST_JOINED == 0 else 1
+
+
 def accumulated_lookups(
     workload: Conv2dWorkload,
     tables: te.Tensor,
@@ -139,7 +220,7 @@ def accumulated_lookups(
     shape: tuple,
     window: Callable[[Any, Any, Any, Any], tuple[Any, Any]],
 ) -> te.Tensor:
-    """The sums of selected activations of every output; the blocks are "nibble", "partial", "pairs", "accumulate".
+    """Selected sums by words of 8 bits; the blocks are "nibble", "partial", "pairs", "accumulate".
 
     Parameters
     ----------
@@ -194,3 +275,70 @@ def accumulated_lookups(
     return te.compute(
         shape, lambda *indices: pairs(*indices[:-1], indices[-1] % 2, indices[-1] // 2), name="accumulate"
     )
+
+
+def accumulated_words(
+    workload: Conv2dWorkload,
+    tables: te.Tensor,
+    weight: te.Tensor,
+    shape: tuple,
+    window: Callable[[Any, Any, Any, Any], tuple[Any, Any]],
+) -> te.Tensor:
+    """Selected sums by words of 32 bits; the block is "accumulate".
+
+    Parameters
+    ----------
+    workload, shape, window
+        As for :func:`accumulated_lookups`.
+    tables : te.Tensor of uint8 [N, H, W, 128 * words]
+        From :func:`make_tables`.
+    weight : te.Tensor of uint32 [Ob, KH, KW, 1, words, L]
+        Packed weights.
+
+    Returns
+    -------
+    sums : te.Tensor of int32
+    """
+    vectors, joined = shape[-3], joined_words(workload)
+    _, kernel_h, kernel_w, _, words, _ = (int(size) for size in weight.shape)
+    extents = {"kh": kernel_h, "kw": kernel_w, "step": words // joined, "half": 2 * joined, "octet": 4}
+    kh, kw, step, half, octet = (te.reduce_axis((0, size), name) for name, size in extents.items())
+
+    def total(n: Any, y: Any, x: Any, group: Any, vector: Any, _klass: Any, lane: Any) -> Any:
+        row, column = window(y, x, kh, kw)
+        block, first = group * vectors + vector, step * joined * tables_of_word(workload.word_bits)
+        word = weight[block, kh, kw, 0, step * joined + word_number(half, joined), lane]
+        number = selected_sum(word, lambda place: tables[n, row, column, first + place], joined, half, octet)
+        return te.sum(number, axis=[kh, kw, step, half, octet])
+
+    return te.compute(shape, total, name="accumulate")
+
+
+def word_number(half: Any, words: int) -> Any:
+    """Which of some words the halves of bytes, counted over all these words, belong to."""
+    return half // 2 if words > 1 else 0  # TVM compares expressions as they are written
+
+
+def selected_sum(word: Any, table: Callable[[Any], Any], words: int, half: Any, octet: Any) -> Any:
+    """What four bits of one lane of successive words of 32 bits select.
+
+    Parameters
+    ----------
+    word : PrimExpr of uint32
+        That of :func:`word_number`.
+    table : callable
+        From a position to what is there in the tables of these words.
+    words : {1, 2}
+        Words.
+    half, octet : PrimExpr
+        In [0, 2 words - 1], counting the halves of the bytes of all words, and in [0, 3], the byte in a word.
+
+    Returns
+    -------
+    number : PrimExpr of int32
+    """
+    upper = half % 2 if words > 1 else half
+    shift = (octet * _OCTET + upper * NIBBLE_BITS).astype("uint32")
+    nibble = tirx.bitwise_and(tirx.shift_right(word, shift), tirx.const(TABLE_ENTRIES - 1, "uint32"))
+    first = (half * 4 + octet) * TABLE_ENTRIES
+    return chosen_entry(lambda entry: table(first + entry), nibble.astype("uint8")).astype("int32")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tvmq.kernels import arm_dot, depth
+from tvmq.kernels.tables import joined_words
 from tvmq.kernels.workload import Conv2dWorkload
 
 __all__ = ["RegisterTile", "fits_registers", "register_tile"]
@@ -72,10 +73,15 @@ def _costs(workload: Conv2dWorkload, registers: int | None) -> _Costs:
     if workload.dot is not None:
         # The halves of weights and activations, and their mask.
         return _Costs(32 if workload.lanes == 16 else 16, 4 if workload.lanes == 8 else 6, 3, 0.5, 0.5)
+    if workload.table is not None and workload.word_bits == 32:
+        # Two lookups and sums; two loads of tables; the nibbles of two vectors.  A table, a number that is looked up,
+        # ones, a mask, and the tables' places take registers; so do nibbles and sums of bytes, see `_registers`.
+        return _Costs(32, 5, update=4, broadcast=1, load=3.5)
     if workload.table is not None:
         # Two lookups and sums; two tables, which are in the second-level cache; two times the nibbles of a vector.
-        # Their mask and the number that is looked up take registers too.
-        return _Costs(16, 2, update=4, broadcast=3, load=4)
+        # Their mask and the number that is looked up take registers too, and of 32 registers those of both halves.
+        most, temporaries = (32, 3) if workload.lanes == 64 else (16, 2)
+        return _Costs(most, temporaries, update=4, broadcast=3, load=4)
     if workload.word_bits == 32:
         return _Costs(registers or 32, 2, update=3, broadcast=0, load=0.5)
     if workload.depth is not None:
@@ -167,13 +173,16 @@ def _fits(workload: Conv2dWorkload, tile: RegisterTile, costs: _Costs) -> bool:
 def _registers(workload: Conv2dWorkload, tile: RegisterTile, costs: _Costs) -> int:
     if workload.depth is not None:
         return depth.registers(workload, tile.rows * tile.columns * workload.activation_planes, tile.vectors)
+    if workload.table is not None and costs.registers == 32:
+        nibbles = 2 if workload.word_bits == 8 else 2 * joined_words(workload) + 1  # and a sum of bytes
+        return _accumulators(workload, tile) + tile.vectors * nibbles + costs.temporaries
     operands = tile.vectors * workload.weight_planes + (1 if costs.broadcast else 0)
     return _accumulators(workload, tile) + operands + costs.temporaries
 
 
 def _accumulators(workload: Conv2dWorkload, tile: RegisterTile) -> int:
     sums = tile.rows * tile.columns * tile.vectors * workload.classes
-    if workload.table is not None and workload.table.activation_bits > 3:
+    if workload.table is not None and workload.word_bits == 8 and workload.table.activation_bits > 3:
         # Sums of bytes are so short that those of 16 bits, which take two registers, had better stay there as well.
         return 3 * sums
     return sums
@@ -182,7 +191,7 @@ def _accumulators(workload: Conv2dWorkload, tile: RegisterTile) -> int:
 def _saved(workload: Conv2dWorkload, tile: RegisterTile, costs: _Costs) -> float:
     """Instructions per step of the innermost loop that save and restore accumulators around it."""
     is_tight = workload.word_bits == 32 and _registers(workload, tile, costs) > _ROOMY
-    if not is_tight:
+    if not is_tight or workload.table is not None:  # constants wait beside the many registers of nibbles
         return 0.0
     return _SAVE * _accumulators(workload, tile) / _innermost_steps(workload)
 

@@ -13,6 +13,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from tvmq.target import TABLE_LAYOUTS
+
 __all__ = [
     "BYTES_PER_STEP",
     "DEPTH_LANES",
@@ -39,8 +41,6 @@ SIGN_BIT = 128
 """What an activation of 8 bits is lowered by where both operands of a product are signed."""
 DEPTH_LANES = 8
 """Output channels whose sums of 16 bits fill a vector."""
-TABLE_LANES = 32
-"""Output channels of a vector whose bits are looked up at once."""
 MAX_TABLE_BITS = 4
 """Bits of activations of which two bytes of weights select a sum that fits in a byte: 2 * 8 * 15 = 240."""
 
@@ -218,7 +218,8 @@ class Table:
     activation_bits : int
         Bits of an activation, which takes a byte.
     bound : int
-        The largest sum of selected activations that any output channel can have; accumulators hold 16 bits.
+        The largest sum of selected activations that any output channel can have.  Where words have 8 bits, accumulators
+        hold 16 bits; otherwise 32.
     """
 
     activation_bits: int
@@ -228,8 +229,8 @@ class Table:
         """Check the ranges."""
         if not 1 <= self.activation_bits <= MAX_TABLE_BITS:
             raise ValueError(f"tables are of 1 to {MAX_TABLE_BITS} bits of activations, got {self.activation_bits}")
-        if not 0 <= self.bound < 2**16:
-            raise ValueError(f"sums of looked up numbers are at most {2**16 - 1}, got {self.bound}")
+        if not 0 <= self.bound < 2**31:
+            raise ValueError(f"sums of looked up numbers are at most {2**31 - 1}, got {self.bound}")
 
 
 @dataclass(frozen=True)
@@ -400,11 +401,8 @@ class Conv2dWorkload:
             raise ValueError(f"combine {self.combine!r} does not go with {self.table!r}")
         if self.dot and (self.activation_planes, self.weight_planes, any(self.activation_multiplier)) != (1, 1, False):
             raise ValueError("products of bytes have one plane per operand and no sum of activations")
-        if self.table and (self.activation_planes, self.weight_planes) != (1, 1):
-            raise ValueError("lookups in tables have one plane per operand")
-        if self.table and (self.word_bits, self.lanes) != (8, TABLE_LANES):
-            layout = f"{self.word_bits} bits and {self.lanes} lanes"
-            raise ValueError(f"lookups in tables need words of 8 bits and {TABLE_LANES} lanes, got {layout}")
+        if self.table is not None:
+            self._check_table(self.table)
         if self.depth is not None:
             self._check_depth(self.depth)
         if len(self.plane_class) != self.activation_planes:
@@ -416,6 +414,15 @@ class Conv2dWorkload:
             raise ValueError(f"unknown epilogue {self.epilogue!r}")
         if isinstance(self.epilogue, Float) and self.epilogue.combine == "basis":
             self._check_basis()
+
+    def _check_table(self, table: Table) -> None:
+        if (self.activation_planes, self.weight_planes) != (1, 1):
+            raise ValueError("lookups in tables have one plane per operand")
+        if (self.word_bits, self.lanes) not in TABLE_LAYOUTS:
+            layouts = " or ".join(f"{lanes} words of {bits} bits" for bits, lanes in TABLE_LAYOUTS)
+            raise ValueError(f"lookups in tables need vectors of {layouts}, not {self.lanes} of {self.word_bits}")
+        if self.word_bits == 8 and table.bound >= 2**16:
+            raise ValueError(f"sums looked up by words of 8 bits are at most {2**16 - 1}, got {table.bound}")
 
     def _check_depth(self, depth: Depth) -> None:
         if self.combine not in ("xor", "and"):

@@ -169,13 +169,23 @@ def byte_form(call: Call, core: Target) -> ByteForm | None:
     codes = constant_array(call.args[1])
     samples = call.args[0].ty.shape[0]
     single = is_call(call, "tvmq.dense") and not dialect.is_symbolic(samples) and int(samples) == 1
-    taps = int(np.prod(codes.shape[2:]))
-    choice = rates(core, codes.shape[1], taps, w.planes, x.planes, codes.size if single else 0)
+    sizes = (codes.shape[1], int(np.prod(codes.shape[2:])), w.planes, x.planes)
+    streamed = codes.size if single else 0
+    choice, in_cache = (rates(core, *sizes, weights) for weights in (streamed, min(streamed, 1)))
     multiplied = core.dot is not None and _fit_bytes(codes, x, w)
-    rival = max(choice.planes, choice.bytes) if multiplied else choice.planes
-    if choice.table > rival and _fit_tables(codes, x, w):
+    if _prefers_tables(choice, in_cache, multiplied) and _fit_tables(codes, x, w, core):
         return ByteForm(terms, tables=True)
     return ByteForm(terms, tables=False) if multiplied and choice.bytes > choice.planes else None
+
+
+def _prefers_tables(choice: Rates, in_cache: Rates, multiplied: bool) -> bool:
+    """Whether lookups are fastest; where memory makes them as slow as planes, whether they would be without it.
+
+    Where a cost table states what the fastest core of a family can do, memory does not limit both on the slower ones.
+    """
+    if multiplied and choice.bytes >= choice.table:
+        return False
+    return (choice.table, in_cache.table) > (choice.planes, in_cache.planes)
 
 
 def _fit_bytes(codes: np.ndarray, x: Encoding, w: Encoding) -> bool:
@@ -186,10 +196,11 @@ def _fit_bytes(codes: np.ndarray, x: Encoding, w: Encoding) -> bool:
     return units.min() >= -128 and units.max() <= 127 and _fit_sums(codes, x, units)
 
 
-def _fit_tables(codes: np.ndarray, x: Encoding, w: Encoding) -> bool:
-    """Whether the sums that weights select are 16 bits, and what becomes of them 32."""
+def _fit_tables(codes: np.ndarray, x: Encoding, w: Encoding, core: Target) -> bool:
+    """Whether what becomes of the sums that weights select is 32 bits, and these are 16 where words have 8."""
     selected = (codes & 1).reshape(len(codes), -1).sum(axis=1).max()
-    return int(selected) * (2**x.planes - 1) < 2**16 and _fit_sums(codes, x, w.units(np.arange(2, dtype=codes.dtype)))
+    most = 2**16 if core.word_bits == 8 else 2**31
+    return int(selected) * (2**x.planes - 1) < most and _fit_sums(codes, x, w.units(np.arange(2, dtype=codes.dtype)))
 
 
 def _fit_sums(codes: np.ndarray, x: Encoding, units: np.ndarray) -> bool:
