@@ -39,14 +39,12 @@ def vector_registers(arch: str, mcpu: str, depth: bool = False) -> int:
     Returns
     -------
     count : int
-        32 or 16; fewer for an in-order core of 64 bits: LLVM hides latencies there by starting many operations before
-        it ends the first, and unrolls the loop and hoists its loads where lanes are output channels.
+        32 or 16; fewer for an in-order core of 64 bits where lanes are output channels: LLVM hides latencies there by
+        starting many operations before it ends the first, unrolls the loop, and hoists its loads.
     """
     if arch != "aarch64":
         return 16
-    if mcpu not in IN_ORDER_CORES:
-        return 32
-    return 25 if depth else 18
+    return 18 if mcpu in IN_ORDER_CORES and not depth else 32
 
 
 def pack(word_bits: int, lanes: int, arch: str) -> str:
@@ -70,7 +68,7 @@ def pack(word_bits: int, lanes: int, arch: str) -> str:
     return name if name in PACKS else "scalar"
 
 
-def depth(workload: Conv2dWorkload, arch: str) -> str:
+def depth(workload: Conv2dWorkload, arch: str, mcpu: str) -> str:
     """Name the instruction for vectors along the depth.
 
     Parameters
@@ -79,6 +77,8 @@ def depth(workload: Conv2dWorkload, arch: str) -> str:
         The convolution.
     arch : str
         Name of the architecture.
+    mcpu : str
+        LLVM's name of the core.
 
     Returns
     -------
@@ -87,7 +87,8 @@ def depth(workload: Conv2dWorkload, arch: str) -> str:
     """
     if workload.depth is None or arch == "x86_64":
         return "scalar"
-    return f"arm.{'depth' if arch == 'aarch64' else 'narrow'}.{workload.combine}.{workload.depth.step}"
+    name = f"arm.{'depth' if arch == 'aarch64' else 'narrow'}.{workload.combine}.{workload.depth.step}"
+    return f"{name}.in-order" if arch == "aarch64" and mcpu in IN_ORDER_CORES else name
 
 
 @cache

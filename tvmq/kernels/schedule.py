@@ -23,7 +23,7 @@ from tvmq.kernels.conv2d import (
     tiled_width,
     vector_piece,
 )
-from tvmq.kernels.depth import is_in_order, unrolled_steps
+from tvmq.kernels.depth import unrolled_steps
 from tvmq.kernels.depth_schedule import place_depths, schedule_spread
 from tvmq.kernels.float_planes import schedule_float_planes
 from tvmq.kernels.float_products import schedule_float_product
@@ -210,12 +210,12 @@ def _knobs(workload: Conv2dWorkload, target: TargetLike, out_width: Any, compute
         pixel_rows=tile.rows,
         channel_tile=tile.vectors,
         row_tile=row_tile,
-        unroll_words=_unrolled_words(workload, tile, registers),
+        unroll_words=_unrolled_words(workload, tile),
         pack=_pack(target, workload.word_bits, workload.lanes),
         parallel=cores > 1,
         vector_float=target.arch != "armv7l",
         dot=_dot(workload, target),
-        depth=arm.depth(workload, target.arch),
+        depth=arm.depth(workload, target.arch, getattr(target, "mcpu", "")),
     )
 
 
@@ -239,11 +239,10 @@ def vector_registers(workload: Conv2dWorkload, target: TargetLike) -> int | None
     return arm.vector_registers(target.arch, getattr(target, "mcpu", ""), workload.depth is not None)
 
 
-def _unrolled_words(workload: Conv2dWorkload, tile: RegisterTile, registers: int | None) -> int:
+def _unrolled_words(workload: Conv2dWorkload, tile: RegisterTile) -> int:
     """Words in the body of the innermost loop where a step of it is short, and counts vectors of 32-bit words."""
     if workload.depth is not None:
-        sums = tile.rows * tile.columns * tile.vectors * workload.activation_planes
-        return unrolled_steps(workload, sums, is_in_order(registers))
+        return unrolled_steps(workload, tile.rows * tile.columns, tile.vectors)
     if workload.reads_bytes or workload.word_bits != 32:
         return 1
     updates = tile.rows * tile.columns * tile.vectors * workload.activation_planes * workload.weight_planes

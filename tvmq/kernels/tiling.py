@@ -166,7 +166,7 @@ def _fits(workload: Conv2dWorkload, tile: RegisterTile, costs: _Costs) -> bool:
 
 def _registers(workload: Conv2dWorkload, tile: RegisterTile, costs: _Costs) -> int:
     if workload.depth is not None:
-        return depth.registers(workload, tile.rows * tile.columns * workload.activation_planes, tile.vectors)
+        return depth.registers(workload, tile.rows * tile.columns, tile.vectors)
     operands = tile.vectors * workload.weight_planes + (1 if costs.broadcast else 0)
     return _accumulators(workload, tile) + operands + costs.temporaries
 
@@ -199,9 +199,7 @@ def _instructions(workload: Conv2dWorkload, tile: RegisterTile, costs: _Costs) -
     """Instructions of one step of the innermost loop."""
     pixels = tile.rows * tile.columns
     if workload.depth is not None:
-        in_order = depth.is_in_order(costs.registers)
-        count = depth.instructions(workload, pixels * workload.activation_planes, tile.vectors, in_order)
-        return count * workload.weight_planes
+        return depth.instructions(workload, pixels, tile.vectors) * workload.weight_planes
     updates = pixels * tile.vectors * workload.activation_planes * workload.weight_planes
     return (
         updates * costs.update
