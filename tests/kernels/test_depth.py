@@ -175,7 +175,9 @@ def test_every_instruction_is_known_to_tvm(name: str) -> None:
     if "narrow" in name:
         assert register_narrow(name) == name
         return
-    tile = Tile(2, 3, (3, 3), (1, 2), (1, 1), pixel_steps=2, activation_planes=1, weight_planes=1, pitch=512, unrolled=2)
+    tile = Tile(
+        2, 3, (3, 3), (1, 2), (1, 1), pixel_steps=2, activation_planes=1, weight_planes=1, pitch=512, unrolled=2
+    )
     assert register_tile(name, tile).startswith(name)
 
 
