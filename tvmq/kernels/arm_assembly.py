@@ -94,7 +94,7 @@ class Reduction:
             raise ValueError(f"a reduction has 1 to {len(_COUNTERS)} loops, not {len(self.loops)}")
         if self._ring is None:
             raise ValueError(
-                f"{len(self.pixels)} pixels and {self.steps} steps of {self.step} bytes need more registers"
+                f"too few registers for {len(self.pixels)} pixels and {self.steps} steps of {self.step} bytes"
             )
 
     @property

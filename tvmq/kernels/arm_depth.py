@@ -139,7 +139,7 @@ def function(activation: T.handle, weight: T.handle, total: T.handle) -> None:
     pixels = T.match_buffer(activation, {spans}, "uint8", offset_factor=1, strides=[a, b, c, 1])
     weights = T.match_buffer(weight, {weights}, "uint8", offset_factor=1, strides=[d, e, f, g, h, 1])
     totals = T.match_buffer(
-        total, {totals}, "uint16", offset_factor=1, strides=[i, j, k, l, m, n, 1], scope="local"
+        total, {totals}, "uint16", offset_factor=1, strides=[i, j, k, l, m, n, 1]
     )
     with T.sblock("root"):
         T.reads({_region("totals", totals)}, {_region("pixels", spans)}, {_region("weights", weights)})

@@ -520,8 +520,10 @@ def _schedule_epilogue(
     # TVM puts what is "local" on the heap, but few "global" sums and results of a tile on the stack.  From there LLVM
     # lifts them into registers.
     signed = workload.dot is not None and workload.dot.form != "mixed"
-    on_stack = signed and name not in ("mask", "word")  # the instructions that pack want those local
-    if not name.startswith("store") and not on_stack:
+    on_stack = signed or knobs.depth.startswith("arm.depth")
+    if name in ("mask", "word"):
+        sch.set_scope(block, 0, arm.pack_scope(knobs.pack))
+    elif not name.startswith("store") and not on_stack:
         sch.set_scope(block, 0, "local")
     if name == "word":
         _pack_words(sch, block, own, workload.word_bits == 32, knobs.pack)
@@ -604,13 +606,12 @@ def _schedule_bitpack(sch: s_tir.Schedule, target: TargetLike) -> None:
         sch.unroll(codes)
     for name in ("word", "store"):
         sch.reverse_compute_at(blocks[name], plane, preserve_unit_loops=True)
-    for name in ("mask", "word"):
-        sch.set_scope(blocks[name], 0, "local")
-    word = blocks["word"]
-    own = sch.get_loops(word)[5:]
     lanes = int(sch.get(lane).extent)
     word_bits = 32 if int(sch.get(vector).extent) == 2 else 8
-    _pack_words(sch, word, own, word_bits == 32, _pack(target, word_bits, lanes))
+    pack = _pack(target, word_bits, lanes)
+    for name in ("mask", "word"):
+        sch.set_scope(blocks[name], 0, arm.pack_scope(pack))
+    _pack_words(sch, blocks["word"], sch.get_loops(blocks["word"])[5:], word_bits == 32, pack)
     for loop in sch.get_loops(blocks["store"])[5:]:
         sch.unroll(loop)
     sch.unroll(plane)
@@ -656,12 +657,12 @@ def _schedule_bytes_to_bits(sch: s_tir.Schedule, target: TargetLike) -> None:
     sch.reorder(x, group, plane, vector, lane)
     for name in ("word", "store"):
         sch.reverse_compute_at(blocks[name], plane, preserve_unit_loops=True)
-    for name in ("mask", "word"):
-        sch.set_scope(blocks[name], 0, "local")
     lanes = int(sch.get(lane).extent)
     word_bits = 32 if int(sch.get(vector).extent) == 2 else 8
-    own = sch.get_loops(blocks["word"])[5:]
-    _pack_words(sch, blocks["word"], own, word_bits == 32, _pack(target, word_bits, lanes))
+    pack = _pack(target, word_bits, lanes)
+    for name in ("mask", "word"):
+        sch.set_scope(blocks[name], 0, arm.pack_scope(pack))
+    _pack_words(sch, blocks["word"], sch.get_loops(blocks["word"])[5:], word_bits == 32, pack)
     for loop in sch.get_loops(blocks["store"])[5:]:
         sch.unroll(loop)
     sch.unroll(plane)
