@@ -44,6 +44,16 @@ def test_emulated(name: str, planes: tuple[int, int], core: Target, reference: S
         np.testing.assert_array_equal(output, like)
 
 
+@pytest.mark.parametrize("name", ["whole steps", "8 bytes"])
+def test_an_in_order_core(name: str, reference: SimpleNamespace, runner_cache: None) -> None:
+    core = get_target("raspberry-pi-3")
+    workload = reference.make_depth(core, **SHAPES[name])
+    assert default_knobs(workload, core).depth.endswith(".in-order")
+    function, arguments, expected = reference.conv2d_case(workload, core)
+    outputs = reference.emulate(function, core, arguments, expected)
+    np.testing.assert_array_equal(outputs, expected)
+
+
 @settings(max_examples=6, deadline=None)
 @given(data=st.data())
 def test_any_convolution(data: st.DataObject, reference: SimpleNamespace) -> None:

@@ -145,7 +145,8 @@ def llvm_module(name: str, reduction: Reduction) -> str:
     tied = [str(place) for place in range(len(sums) + 2)]
     taken = {*reduction.body.sums}
     lost = [f"v{register}" for register in range(REGISTERS) if register not in taken]
-    lost += [*reduction.pointers[1:], *_COUNTERS[: len(reduction.loops)], _FAR, "cc"]
+    # Without "memory", instructions that store what it reads could come after it.
+    lost += [*reduction.pointers[1:], *_COUNTERS[: len(reduction.loops)], _FAR, "cc", "memory"]
     constraints = ",".join([*results, "={x0}", "={x1}", *tied, *(f"~{{{register}}}" for register in lost)])
     kinds = ", ".join([*([vector] * len(sums)), "ptr", "ptr"])
     values = ", ".join([*(f"{vector} %old{place}" for place in sums), "ptr %pixels", "ptr %weights"])
@@ -240,7 +241,8 @@ def _counters(loops: tuple[Loop, ...]) -> list[str]:
 def _next(reduction: Reduction) -> Iterator[str]:
     """To the next round: a loop moves the pointers on from where the loop in it has left them, and counts."""
     moved = reduction.step * LANES * reduction.steps if len(reduction.pointers) == 1 else 0  # by loads
-    done, ended = (0, moved), []
+    done = (0, moved)
+    ended: list[str] = []
     for counter, loop in zip(_COUNTERS, reduction.loops, strict=False):
         if loop.count == 1:
             continue
