@@ -18,6 +18,9 @@ of neighbours in two whole vectors, but one of a vector that is added to sums (v
 nothing else is left to add.
 
 Sums of several plane pairs of one class are added in 16 bits too, after the reduction.
+
+On 64-bit ARM the reduction of one register tile and pair of planes is a loop of assembly whose instructions have an
+order of their own, see :mod:`tvmq.kernels.pipelining`; on 32-bit ARM the order is LLVM's.
 """
 
 from __future__ import annotations
@@ -212,7 +215,7 @@ def registers(workload: Conv2dWorkload, pixels: int, vectors: int) -> int:
     assert workload.depth is not None
     if _is_narrow(workload.depth):
         return pixels * workload.activation_planes * vectors + vectors + _NARROW
-    return pixels + _WEIGHTS[workload.depth.step // 2] + _TEMPORARIES
+    return pixels * vectors + _WEIGHTS[workload.depth.step // 2] + _TEMPORARIES
 
 
 def _is_narrow(depth: Depth) -> bool:

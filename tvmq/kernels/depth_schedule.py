@@ -1,7 +1,8 @@
-"""How vectors along the depth are scheduled: the reduction of one register tile, a pass for each plane of the weights.
+"""How vectors along the depth are scheduled: the reduction of one register tile.
 
-A pass has one sum for every pixel, plane of the activations and vector of output channels, so many that nearly all
-registers hold sums: the vectors of weights that a step loads then meet as many pixels as can be.
+A tile has one sum for every pixel, plane of the activations and of the weights, and vector of output channels.  On
+64-bit ARM each pair of planes and vector is one instruction to the schedule, with all pixels of the tile and all steps;
+on 32-bit ARM each step is, in a pass for each plane of the weights.
 """
 
 from __future__ import annotations
