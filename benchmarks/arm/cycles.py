@@ -34,8 +34,8 @@ def modelled_cycles(counts: BlockCounts, core: str) -> float:
     return cycles * instructions(counts) / covered
 
 
-def block_cycles(blocks: Sequence[Block], core: str) -> dict[Block, float]:
-    """Cycles of one pass through each block, in the steady state of a loop of nothing else.
+def block_cycles(blocks: Sequence[Block], core: str, iterations: int = ITERATIONS) -> dict[Block, float]:
+    """Cycles of one pass through each block, on average over some as if it were a loop.
 
     A block of nothing that the model knows is left out.
     """
@@ -44,12 +44,12 @@ def block_cycles(blocks: Sequence[Block], core: str) -> dict[Block, float]:
         f"# LLVM-MCA-BEGIN {index}\n" + "".join(f"{line}\n" for line in texts[block]) + "# LLVM-MCA-END\n"
         for index, block in enumerate(blocks)
     )
-    options = [f"-mtriple={_TRIPLE}", "-json", f"-iterations={ITERATIONS}", f"-mcpu={MODELS[core]}"]
+    options = [f"-mtriple={_TRIPLE}", "-json", f"-iterations={iterations}", f"-mcpu={MODELS[core]}"]
     # What is called has its own blocks; llvm-mca would add 100 cycles for it.
     options += ["-call-latency=1", "-skip-unsupported-instructions=any"]
     report = json.loads(_llvm("llvm-mca", options, text))
     cycles = {
-        int(region["Name"]): region["SummaryView"]["TotalCycles"] / ITERATIONS
+        int(region["Name"]): region["SummaryView"]["TotalCycles"] / iterations
         for region in report["CodeRegions"]
         if "SummaryView" in region
     }

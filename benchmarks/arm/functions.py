@@ -10,46 +10,65 @@ import subprocess
 import tempfile
 from bisect import bisect_right
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 from blocks import Block, BlockCounts
 
-__all__ = ["OUTSIDE", "by_function"]
+__all__ = ["OUTSIDE", "Code", "by_function", "read_code"]
 
 OUTSIDE = "outside the library"
 _TOOLS = "aarch64-linux-gnu-"
 _PAGE = 4096
 
 
-def by_function(counts: BlockCounts, library: Path) -> dict[str, dict[Block, float]]:
+@dataclass(frozen=True)
+class Code:
+    """The instructions of a library.
+
+    Attributes
+    ----------
+    address : int
+        Of the first one, in the library.
+    text : bytes
+    """
+
+    address: int
+    text: bytes
+
+    def find(self, block: Block) -> int | None:
+        """The address of a block, or None if it is of another library."""
+        first = (block.offset - self.address) % _PAGE
+        for start in range(first, len(self.text), _PAGE):
+            if self.text.startswith(block.code, start):
+                return self.address + start
+        return None
+
+    def block(self, start: int, end: int) -> Block:
+        """The instructions from one address to another."""
+        return Block(start % _PAGE, self.text[start - self.address : end - self.address])
+
+
+def by_function(counts: BlockCounts, library: Path, code: Code) -> dict[str, dict[Block, float]]:
     """The counts of each function; blocks of other libraries under :data:`OUTSIDE`."""
-    address, text = _text_section(library)
     starts, names = _functions(library)
     found: dict[str, dict[Block, float]] = defaultdict(dict)
     for block, count in counts.items():
-        place = _find(block, address, text)
+        place = code.find(block)
         name = OUTSIDE if place is None else names[bisect_right(starts, place) - 1]
         found[name][block] = count
     return dict(found)
 
 
-def _find(block: Block, address: int, text: bytes) -> int | None:
-    first = (block.offset - address) % _PAGE
-    for start in range(first, len(text), _PAGE):
-        if text.startswith(block.code, start):
-            return address + start
-    return None
-
-
-def _text_section(library: Path) -> tuple[int, bytes]:
-    """Address and content."""
+def read_code(library: Path) -> Code:
+    """The section of instructions."""
     for line in _tool("objdump", "-h", str(library)).splitlines():
         words = line.split()
         if len(words) > 3 and words[1] == ".text":
             address = int(words[3], 16)
     with tempfile.NamedTemporaryFile() as file:
         _tool("objcopy", "-O", "binary", "--only-section=.text", str(library), file.name)
-        return address, Path(file.name).read_bytes()
+        return Code(address, Path(file.name).read_bytes())
 
 
 def _functions(library: Path) -> tuple[list[int], list[str]]:

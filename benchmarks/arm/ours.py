@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import tvm
 from blocks import Block, count_blocks, per_run
-from functions import by_function
+from functions import Code, by_function, read_code
 from tvm import relax
 
 from tvmq.build import stages_of
@@ -38,10 +38,13 @@ class OwnRun:
         By function; of a network, one per kernel.
     layers : list of Layer
         Convolutions and dense layers, with the function that computes each.
+    code : Code
+        Of the library.
     """
 
     counts: dict[str, dict[Block, float]]
     layers: list[Layer]
+    code: Code
 
     @property
     def total(self) -> dict[Block, float]:
@@ -77,7 +80,8 @@ def run_ours(model: Model, core: Target, array: np.ndarray) -> OwnRun:
             [*command, "--repeat", str(RUNS)], str(core.qemu_cpu), str(core.sysroot), environment
         )
         _check([np.load(path) for path in json.loads(printed)["outputs"]], model.run(array))
-        return OwnRun(by_function(per_run(once, more, RUNS), library), layers)
+        code = read_code(library)
+        return OwnRun(by_function(per_run(once, more, RUNS), library, code), layers, code)
 
 
 def _library(model: Model, core: Target, folder: Path) -> tuple[Path, list[Layer]]:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.kernels.shapes import BORDER, POINTWISE
-from tvmq.kernels.arm_depth import DEPTHS, register_depth
+from tvmq.kernels.arm_depth import DEPTHS, Tile, register_narrow, register_tile
 from tvmq.kernels.conv2d import conv2d
 from tvmq.kernels.depth import depth_of, unrolls
 from tvmq.kernels.knobs import KINDS
@@ -41,6 +41,16 @@ def test_emulated(name: str, planes: tuple[int, int], core: Target, reference: S
     outputs = reference.emulate(function, core, arguments, expected)
     for output, like in zip(outputs, expected, strict=True):
         np.testing.assert_array_equal(output, like)
+
+
+@pytest.mark.parametrize("name", ["whole steps", "8 bytes"])
+def test_an_in_order_core(name: str, reference: SimpleNamespace, runner_cache: None) -> None:
+    core = get_target("raspberry-pi-3")
+    workload = reference.make_depth(core, **SHAPES[name])
+    assert default_knobs(workload, core).depth.endswith(".in-order")
+    function, arguments, expected = reference.conv2d_case(workload, core)
+    outputs = reference.emulate(function, core, arguments, expected)
+    np.testing.assert_array_equal(outputs, expected)
 
 
 @settings(max_examples=6, deadline=None)
@@ -150,7 +160,13 @@ def test_an_unknown_instruction_is_refused() -> None:
 
 @pytest.mark.parametrize("name", DEPTHS)
 def test_every_instruction_is_known_to_tvm(name: str) -> None:
-    assert register_depth(name) == name
+    if "narrow" in name:
+        assert register_narrow(name) == name
+        return
+    tile = Tile(
+        2, 3, (3, 3), (1, 2), (1, 1), pixel_steps=2, activation_planes=1, weight_planes=1, pitch=512, unrolled=2
+    )
+    assert register_tile(name, tile).startswith(name)
 
 
 @pytest.mark.parametrize("board", ["raspberry-pi-3", "raspberry-pi-4", "raspberry-pi-5", "raspberry-pi-3-32"])

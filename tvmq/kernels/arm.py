@@ -15,7 +15,7 @@ from tvm.script import tirx as T
 from tvmq.kernels.words import mask_octet, mask_octets
 from tvmq.kernels.workload import Conv2dWorkload
 
-__all__ = ["IN_ORDER_CORES", "PACKS", "depth", "pack", "register", "vector_registers"]
+__all__ = ["IN_ORDER_CORES", "PACKS", "depth", "pack", "pack_scope", "register", "vector_registers"]
 
 PACKS = ("arm.addv.8x16", "arm.addv.8x8", "arm.vpadd.8x16", "arm.vpadd.8x8")
 """Names of the instructions, as word bits x lanes."""
@@ -39,14 +39,12 @@ def vector_registers(arch: str, mcpu: str, depth: bool = False) -> int:
     Returns
     -------
     count : int
-        32 or 16; fewer for an in-order core of 64 bits: LLVM hides latencies there by starting many operations before
-        it ends the first, and unrolls the loop and hoists its loads where lanes are output channels.
+        32 or 16; fewer for an in-order core of 64 bits where lanes are output channels: LLVM hides latencies there by
+        starting many operations before it ends the first, unrolls the loop, and hoists its loads.
     """
     if arch != "aarch64":
         return 16
-    if mcpu not in IN_ORDER_CORES:
-        return 32
-    return 25 if depth else 18
+    return 18 if mcpu in IN_ORDER_CORES and not depth else 32
 
 
 def pack(word_bits: int, lanes: int, arch: str) -> str:
@@ -70,7 +68,7 @@ def pack(word_bits: int, lanes: int, arch: str) -> str:
     return name if name in PACKS else "scalar"
 
 
-def depth(workload: Conv2dWorkload, arch: str) -> str:
+def depth(workload: Conv2dWorkload, arch: str, mcpu: str) -> str:
     """Name the instruction for vectors along the depth.
 
     Parameters
@@ -79,6 +77,8 @@ def depth(workload: Conv2dWorkload, arch: str) -> str:
         The convolution.
     arch : str
         Name of the architecture.
+    mcpu : str
+        LLVM's name of the core.
 
     Returns
     -------
@@ -87,7 +87,8 @@ def depth(workload: Conv2dWorkload, arch: str) -> str:
     """
     if workload.depth is None or arch == "x86_64":
         return "scalar"
-    return f"arm.{'depth' if arch == 'aarch64' else 'narrow'}.{workload.combine}.{workload.depth.step}"
+    name = f"arm.{'depth' if arch == 'aarch64' else 'narrow'}.{workload.combine}.{workload.depth.step}"
+    return f"{name}.in-order" if arch == "aarch64" and mcpu in IN_ORDER_CORES else name
 
 
 @cache
@@ -99,20 +100,38 @@ def register(name: str) -> None:
     name : str
         One of `PACKS`.
     """
-    make = _sum_of_lanes if "addv" in name else _sums_of_pairs
+    make, scope = _sum_of_lanes if "addv" in name else _sums_of_pairs, pack_scope(name)
     if name.endswith("8x8"):
-        TensorIntrin.register(name, mask_octet(), make(1), override=True)
+        TensorIntrin.register(name, mask_octet(scope), make(1, scope), override=True)
         return
-    TensorIntrin.register(name, mask_octets(_LANES), make(2), override=True)
+    TensorIntrin.register(name, mask_octets(_LANES), make(2, scope), override=True)
 
 
-def _sum_of_lanes(count: int) -> Any:
+def pack_scope(name: str) -> str:
+    """Where the masks and words are that an instruction packs.
+
+    TVM has what is "local" on the heap, where LLVM has to store it, and few "global" bytes on the stack, from where
+    LLVM lifts them into registers.
+
+    Parameters
+    ----------
+    name : str
+        The instruction.
+
+    Returns
+    -------
+    scope : {"global", "local"}
+    """
+    return "global" if name == "arm.addv.8x8" else "local"
+
+
+def _sum_of_lanes(count: int, scope: str) -> Any:
     """A vector of masks into words of 8 bits, each the sum of eight lanes."""
 
     @T.prim_func(s_tir=True)
     def implementation(mask: T.handle, word: T.handle) -> None:
-        masks = T.match_buffer(mask, (8 * count,), "int8", offset_factor=1, scope="local")
-        words = T.match_buffer(word, (count,), "uint8", offset_factor=1, scope="local")
+        masks = T.match_buffer(mask, (8 * count,), "int8", offset_factor=1, scope=scope)
+        words = T.match_buffer(word, (count,), "uint8", offset_factor=1, scope=scope)
         with T.sblock("root"):
             T.reads(words[0:count], masks[0 : 8 * count])
             T.writes(words[0:count])
@@ -132,14 +151,14 @@ def _sum_of_lanes(count: int) -> Any:
     return implementation
 
 
-def _sums_of_pairs(count: int) -> Any:
+def _sums_of_pairs(count: int, scope: str) -> Any:
     """The same by adding neighbours three times, both halves of two words at once."""
     last, ones = 8 * (count - 1), 2 ** (8 * count) - 1
 
     @T.prim_func(s_tir=True)
     def implementation(mask: T.handle, word: T.handle) -> None:
-        masks = T.match_buffer(mask, (8 * count,), "int8", offset_factor=1, scope="local")
-        words = T.match_buffer(word, (count,), "uint8", offset_factor=1, scope="local")
+        masks = T.match_buffer(mask, (8 * count,), "int8", offset_factor=1, scope=scope)
+        words = T.match_buffer(word, (count,), "uint8", offset_factor=1, scope=scope)
         with T.sblock("root"):
             T.reads(words[0:count], masks[0 : 8 * count])
             T.writes(words[0:count])

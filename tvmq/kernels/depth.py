@@ -18,6 +18,9 @@ of neighbours in two whole vectors, but one of a vector that is added to sums (v
 nothing else is left to add.
 
 Sums of several plane pairs of one class are added in 16 bits too, after the reduction.
+
+On 64-bit ARM the reduction of one register tile and pair of planes is a loop of assembly whose instructions have an
+order of their own, see :mod:`tvmq.kernels.pipelining`; on 32-bit ARM the order is LLVM's.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from typing import Any
 
 from tvm import te, tirx
 
+from tvmq.kernels.pipelining import ring
 from tvmq.kernels.workload import DEPTH_LANES, Conv2dWorkload, Depth
 
 __all__ = [
@@ -36,7 +40,6 @@ __all__ = [
     "class_sum",
     "depth_of",
     "instructions",
-    "is_in_order",
     "registers",
     "spread",
     "unrolled_steps",
@@ -49,19 +52,20 @@ _STEPS = (16, 8, 4, 2)
 """Bytes of one step of 64-bit ARM."""
 _LOAD = 0.25
 """What the load of a step costs, in vectors of three operations each: it is an instruction, but no pipe is short."""
-_TREE = 10
-"""Registers of a pixel and of the popcounts on their way, of two pixels at a time."""
+_TEMPORARIES = 12
+"""Registers of a pixel and of the popcounts on their way."""
+_WEIGHTS = {8: 8, 4: 12, 2: 6, 1: 3}
+"""Registers of weights, by the vectors of a step; those of several steps, if they are few."""
+_LOOP = 3.0
+"""Instructions that end a round of the innermost loop."""
+_ENTRY = 20.0
+"""Instructions around all loops of a tile, and of the outer ones."""
 _NARROW = 6
-"""The same of 32-bit ARM, and of loads that LLVM starts early."""
-_LOOP = 6.0
-"""Instructions of the innermost loop and its entry."""
-_KEPT, _SAVED = 64, 2.0
-"""Bytes of steps of all sums that stay in registers where LLVM starts popcounts early, to hide latencies on a core that
-issues in order; and instructions per step that save and restore another sum."""
-_MOST_UNROLLED = 192
+"""Registers of a pixel and of popcounts of 32-bit ARM, and of loads that LLVM starts early."""
+_NARROW_LOOP = 6.0
+"""Instructions of its innermost loop and its entry."""
+_MOST_UNROLLED = 336
 """Vectors that the body of the innermost loop counts at most, as long as it is not a single step."""
-_MOST_IN_ORDER = 144
-"""The same where LLVM starts popcounts early."""
 _MOST_NARROW = 16
 """The same of 32-bit ARM, where LLVM starts more loads than there are registers."""
 
@@ -200,7 +204,7 @@ def registers(workload: Conv2dWorkload, pixels: int, vectors: int) -> int:
     workload : Conv2dWorkload
         The convolution.
     pixels : int
-        Output pixels times planes of activations.
+        Output pixels.
     vectors : int
         Vectors of eight output channels.
 
@@ -210,8 +214,8 @@ def registers(workload: Conv2dWorkload, pixels: int, vectors: int) -> int:
     """
     assert workload.depth is not None
     if _is_narrow(workload.depth):
-        return pixels * vectors + vectors + _NARROW
-    return pixels * vectors + workload.depth.step // 2 + _TREE
+        return pixels * workload.activation_planes * vectors + vectors + _NARROW
+    return pixels * vectors + _WEIGHTS[workload.depth.step // 2] + _TEMPORARIES
 
 
 def _is_narrow(depth: Depth) -> bool:
@@ -230,30 +234,27 @@ def unrolls(workload: Conv2dWorkload) -> list[int]:
     Returns
     -------
     steps : list of int
-        Divisors of the steps of a pixel; and, where registers are many, all steps of a row of the window.
+        Divisors of the steps that follow each other in memory: of a pixel; on 64-bit ARM also of neighbouring pixels.
     """
     assert workload.depth is not None
-    steps, columns = workload.depth.words // workload.depth.step, workload.kernel[1]
-    divisors = [size for size in range(1, steps + 1) if steps % size == 0]
-    return divisors if columns == 1 or _is_narrow(workload.depth) else [*divisors, steps * columns]
+    steps = workload.depth.words // workload.depth.step
+    planes = (workload.activation_planes, workload.weight_planes)
+    if not _is_narrow(workload.depth) and planes == (1, 1) and workload.dilation[1] == 1:
+        steps *= workload.kernel[1]
+    return [size for size in range(1, steps + 1) if steps % size == 0]
 
 
-def is_in_order(registers: int | None) -> bool:
-    """Whether a core issues in order, by the vector registers that it has for tiles: more than 16, less than 32."""
-    return registers is not None and 16 < registers < 32
-
-
-def unrolled_steps(workload: Conv2dWorkload, sums: int, in_order: bool) -> int:
+def unrolled_steps(workload: Conv2dWorkload, pixels: int, vectors: int) -> int:
     """Steps in the body of the innermost loop.
 
     Parameters
     ----------
     workload : Conv2dWorkload
         The convolution.
-    sums : int
-        Vectors of sums in registers.
-    in_order : bool
-        Whether the core issues in order.
+    pixels : int
+        Output pixels.
+    vectors : int
+        Vectors of eight output channels.
 
     Returns
     -------
@@ -261,12 +262,14 @@ def unrolled_steps(workload: Conv2dWorkload, sums: int, in_order: bool) -> int:
         One of :func:`unrolls`.
     """
     assert workload.depth is not None
-    vectors = sums * workload.depth.step // 2
-    most = _MOST_NARROW if _is_narrow(workload.depth) else _MOST_IN_ORDER if in_order else _MOST_UNROLLED
-    return max(size for size in unrolls(workload) if size == 1 or size * vectors <= most)
+    if _is_narrow(workload.depth):
+        counted, most = pixels * workload.activation_planes * vectors, _MOST_NARROW
+    else:
+        counted, most = pixels * workload.depth.step // 2, _MOST_UNROLLED
+    return max(size for size in unrolls(workload) if size == 1 or size * counted <= most)
 
 
-def instructions(workload: Conv2dWorkload, pixels: int, vectors: int, in_order: bool) -> float:
+def instructions(workload: Conv2dWorkload, pixels: int, vectors: int) -> float:
     """Instructions of one step of a register tile, for one plane of weights.
 
     Parameters
@@ -274,23 +277,21 @@ def instructions(workload: Conv2dWorkload, pixels: int, vectors: int, in_order: 
     workload : Conv2dWorkload
         The convolution.
     pixels : int
-        Output pixels times planes of activations.
+        Output pixels.
     vectors : int
         Vectors of eight output channels.
-    in_order : bool
-        Whether the core issues in order.
 
     Returns
     -------
     count : float
     """
     assert workload.depth is not None
-    half, steps = workload.depth.step // 2, unrolled_steps(workload, pixels * vectors, in_order)
-    loop = pixels * vectors * half * 3 + _LOOP / steps
-    if in_order:
-        loop += _SAVED * max(0, pixels * vectors - _KEPT // workload.depth.step)
+    half, steps = workload.depth.step // 2, unrolled_steps(workload, pixels, vectors)
+    sums = pixels * workload.activation_planes
     if _is_narrow(workload.depth):
-        return loop + pixels + vectors
-    # Loads of two vectors that are neighbours in memory are one instruction; columns of the window share pixels.
-    shares = steps % 2 == 0 or steps > workload.depth.words // workload.depth.step
-    return loop + pixels * (0.5 if shares else 1.0) + vectors * half / 2
+        return sums * vectors * half * 3 + _NARROW_LOOP / steps + sums + vectors
+    body = ring(half, pixels, steps)
+    assert body is not None
+    taps = workload.kernel[0] * workload.kernel[1] * workload.depth.words // workload.depth.step
+    own = (len(body.instructions) + _LOOP) / steps + _ENTRY / taps
+    return own * vectors * workload.activation_planes

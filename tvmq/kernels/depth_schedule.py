@@ -1,19 +1,27 @@
-"""How vectors along the depth are scheduled: the reduction of one register tile, a pass for each plane of the weights.
+"""How vectors along the depth are scheduled: the reduction of one register tile.
 
-A pass has one sum for every pixel, plane of the activations and vector of output channels, so many that nearly all
-registers hold sums: the vectors of weights that a step loads then meet as many pixels as can be.
+A tile has one sum for every pixel, plane of the activations and of the weights, and vector of output channels.  On
+64-bit ARM each pair of planes and vector is one instruction to the schedule, with all pixels of the tile and all steps;
+on 32-bit ARM each step is, in a pass for each plane of the weights.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from tvm import s_tir
 
-from tvmq.kernels.arm_depth import register_depth
+from tvmq.kernels.arm_depth import Tile, register_narrow, register_tile
 from tvmq.kernels.workload import Conv2dWorkload
 
 __all__ = ["place_depths", "schedule_spread"]
+
+_AXES = ("n", "y", "x", "group", "vector", "j", "i", "lane", "kh", "kw", "step", "byte")
+"""Of the block "accumulate"."""
+_REDUCED = ("kh", "kw", "step", "byte")
+_IMAGE = 0
+"""Place of the image among what the block reads."""
 
 
 def place_depths(
@@ -34,23 +42,68 @@ def place_depths(
     instruction : str
         One of `tvmq.kernels.arm_depth.DEPTHS`, or "scalar".
     """
-    n, y, x, group, vector, j, i, lane, kh, kw, step, byte = sch.get_loops(accumulate)[-12:]
-    steps = int(sch.get(step).extent)
-    outer, inner = sch.split(step, [None, min(unrolled, steps)])
+    if instruction.startswith("arm.depth"):
+        _place_tile(sch, accumulate, workload, unrolled, instruction)
+    else:
+        _place_steps(sch, accumulate, workload, unrolled, instruction)
+
+
+def _place_tile(
+    sch: s_tir.Schedule, accumulate: Any, workload: Conv2dWorkload, unrolled: int, instruction: str
+) -> None:
+    """All of it as one instruction, for every pair of planes and every vector of output channels."""
+    loops = dict(zip(_AXES, sch.get_loops(accumulate)[-len(_AXES) :], strict=True))
+    extents = {axis: int(sch.get(loop).extent) for axis, loop in loops.items()}
+    inside = [axis for axis in ("y", "x", "lane", "kh", "kw", "step", "byte") if extents[axis] > 1]
+    outside = [axis for axis in _AXES if axis not in inside]
+    outside.sort(key=_REDUCED.__contains__)
+    sch.reorder(*(loops[axis] for axis in (*outside, *inside)))
+    for axis in outside:
+        sch.unroll(loops[axis])
+    image = sch.get(accumulate).reads[_IMAGE].source
+    pitch = 0 if extents["kh"] == extents["y"] == 1 else math.prod(int(extent) for extent in image.shape[2:])
+    # The sums are not "local": TVM puts what is on the heap, where LLVM has to store them.
+    own = [axis for axis in (*outside, *inside) if axis in (*inside, *_REDUCED)]
+    start = sch.decompose_reduction(accumulate, loops[own[0]])
+    *pixels, lane = sch.get_loops(start)[-sum(axis not in _REDUCED for axis in inside) :]
+    for loop in pixels:
+        sch.unroll(loop)
+    sch.vectorize(lane)
+    assert workload.depth is not None
+    tile = Tile(
+        rows=extents["y"],
+        columns=extents["x"],
+        kernel=workload.kernel,
+        strides=workload.strides,
+        dilation=workload.dilation,
+        pixel_steps=extents["step"],
+        activation_planes=workload.activation_planes,
+        weight_planes=workload.weight_planes,
+        pitch=pitch,
+        unrolled=unrolled,
+    )
+    sch.tensorize(loops[inside[0]], register_tile(instruction, tile))
+
+
+def _place_steps(
+    sch: s_tir.Schedule, accumulate: Any, workload: Conv2dWorkload, unrolled: int, instruction: str
+) -> None:
+    """One step of one pixel at a time."""
+    n, y, x, group, vector, j, i, lane, kh, kw, step, byte = sch.get_loops(accumulate)[-len(_AXES) :]
+    outer, inner = sch.split(step, [None, min(unrolled, int(sch.get(step).extent))])
     # Vectors of weights outside the pixels that meet them.
     spatial = (group, vector, n, y, x, i)
     sch.reorder(j, kh, kw, outer, inner, *spatial, lane, byte)
-    for loop in (j, inner, *spatial, *((kw,) if unrolled > steps else ())):
+    for loop in (j, inner, *spatial):
         sch.unroll(loop)
-    if unrolled < steps and (workload.activation_planes, workload.weight_planes, workload.dilation[1]) == (1, 1, 1):
+    if (workload.activation_planes, workload.weight_planes, workload.dilation[1]) == (1, 1, 1):
         # Neighbouring columns of the window are neighbours in memory: one loop is entered less often.
         sch.fuse(kw, outer)
     sch.set_scope(accumulate, 0, "local")
     start = sch.decompose_reduction(accumulate, kh)
     sch.vectorize(sch.get_loops(start)[-1])
-    if instruction == "scalar":
-        return
-    sch.tensorize(lane, register_depth(instruction))
+    if instruction != "scalar":
+        sch.tensorize(lane, register_narrow(instruction))
 
 
 def schedule_spread(sch: s_tir.Schedule, spread: Any, workload: Conv2dWorkload) -> None:

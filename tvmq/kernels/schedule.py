@@ -23,7 +23,7 @@ from tvmq.kernels.conv2d import (
     tiled_width,
     vector_piece,
 )
-from tvmq.kernels.depth import is_in_order, unrolled_steps
+from tvmq.kernels.depth import unrolled_steps
 from tvmq.kernels.depth_schedule import place_depths, schedule_spread
 from tvmq.kernels.float_planes import schedule_float_planes
 from tvmq.kernels.float_products import schedule_float_product
@@ -210,12 +210,12 @@ def _knobs(workload: Conv2dWorkload, target: TargetLike, out_width: Any, compute
         pixel_rows=tile.rows,
         channel_tile=tile.vectors,
         row_tile=row_tile,
-        unroll_words=_unrolled_words(workload, tile, registers),
+        unroll_words=_unrolled_words(workload, tile),
         pack=_pack(target, workload.word_bits, workload.lanes),
         parallel=cores > 1,
         vector_float=target.arch != "armv7l",
         dot=_dot(workload, target),
-        depth=arm.depth(workload, target.arch),
+        depth=arm.depth(workload, target.arch, getattr(target, "mcpu", "")),
     )
 
 
@@ -239,11 +239,10 @@ def vector_registers(workload: Conv2dWorkload, target: TargetLike) -> int | None
     return arm.vector_registers(target.arch, getattr(target, "mcpu", ""), workload.depth is not None)
 
 
-def _unrolled_words(workload: Conv2dWorkload, tile: RegisterTile, registers: int | None) -> int:
+def _unrolled_words(workload: Conv2dWorkload, tile: RegisterTile) -> int:
     """Words in the body of the innermost loop where a step of it is short, and counts vectors of 32-bit words."""
     if workload.depth is not None:
-        sums = tile.rows * tile.columns * tile.vectors * workload.activation_planes
-        return unrolled_steps(workload, sums, is_in_order(registers))
+        return unrolled_steps(workload, tile.rows * tile.columns, tile.vectors)
     if workload.reads_bytes or workload.word_bits != 32:
         return 1
     updates = tile.rows * tile.columns * tile.vectors * workload.activation_planes * workload.weight_planes
@@ -521,8 +520,10 @@ def _schedule_epilogue(
     # TVM puts what is "local" on the heap, but few "global" sums and results of a tile on the stack.  From there LLVM
     # lifts them into registers.
     signed = workload.dot is not None and workload.dot.form != "mixed"
-    on_stack = signed and name not in ("mask", "word")  # the instructions that pack want those local
-    if not name.startswith("store") and not on_stack:
+    on_stack = signed or knobs.depth.startswith("arm.depth")
+    if name in ("mask", "word"):
+        sch.set_scope(block, 0, arm.pack_scope(knobs.pack))
+    elif not name.startswith("store") and not on_stack:
         sch.set_scope(block, 0, "local")
     if name == "word":
         _pack_words(sch, block, own, workload.word_bits == 32, knobs.pack)
@@ -605,13 +606,12 @@ def _schedule_bitpack(sch: s_tir.Schedule, target: TargetLike) -> None:
         sch.unroll(codes)
     for name in ("word", "store"):
         sch.reverse_compute_at(blocks[name], plane, preserve_unit_loops=True)
-    for name in ("mask", "word"):
-        sch.set_scope(blocks[name], 0, "local")
-    word = blocks["word"]
-    own = sch.get_loops(word)[5:]
     lanes = int(sch.get(lane).extent)
     word_bits = 32 if int(sch.get(vector).extent) == 2 else 8
-    _pack_words(sch, word, own, word_bits == 32, _pack(target, word_bits, lanes))
+    pack = _pack(target, word_bits, lanes)
+    for name in ("mask", "word"):
+        sch.set_scope(blocks[name], 0, arm.pack_scope(pack))
+    _pack_words(sch, blocks["word"], sch.get_loops(blocks["word"])[5:], word_bits == 32, pack)
     for loop in sch.get_loops(blocks["store"])[5:]:
         sch.unroll(loop)
     sch.unroll(plane)
@@ -657,12 +657,12 @@ def _schedule_bytes_to_bits(sch: s_tir.Schedule, target: TargetLike) -> None:
     sch.reorder(x, group, plane, vector, lane)
     for name in ("word", "store"):
         sch.reverse_compute_at(blocks[name], plane, preserve_unit_loops=True)
-    for name in ("mask", "word"):
-        sch.set_scope(blocks[name], 0, "local")
     lanes = int(sch.get(lane).extent)
     word_bits = 32 if int(sch.get(vector).extent) == 2 else 8
-    own = sch.get_loops(blocks["word"])[5:]
-    _pack_words(sch, blocks["word"], own, word_bits == 32, _pack(target, word_bits, lanes))
+    pack = _pack(target, word_bits, lanes)
+    for name in ("mask", "word"):
+        sch.set_scope(blocks[name], 0, arm.pack_scope(pack))
+    _pack_words(sch, blocks["word"], sch.get_loops(blocks["word"])[5:], word_bits == 32, pack)
     for loop in sch.get_loops(blocks["store"])[5:]:
         sch.unroll(loop)
     sch.unroll(plane)

@@ -172,7 +172,7 @@ def _fits(workload: Conv2dWorkload, tile: RegisterTile, costs: _Costs) -> bool:
 
 def _registers(workload: Conv2dWorkload, tile: RegisterTile, costs: _Costs) -> int:
     if workload.depth is not None:
-        return depth.registers(workload, tile.rows * tile.columns * workload.activation_planes, tile.vectors)
+        return depth.registers(workload, tile.rows * tile.columns, tile.vectors)
     if workload.table is not None and costs.registers == 32:
         nibbles = 2 if workload.word_bits == 8 else 2 * joined_words(workload) + 1  # and a sum of bytes
         return _accumulators(workload, tile) + tile.vectors * nibbles + costs.temporaries
@@ -208,9 +208,7 @@ def _instructions(workload: Conv2dWorkload, tile: RegisterTile, costs: _Costs) -
     """Instructions of one step of the innermost loop."""
     pixels = tile.rows * tile.columns
     if workload.depth is not None:
-        in_order = depth.is_in_order(costs.registers)
-        count = depth.instructions(workload, pixels * workload.activation_planes, tile.vectors, in_order)
-        return count * workload.weight_planes
+        return depth.instructions(workload, pixels, tile.vectors) * workload.weight_planes
     updates = pixels * tile.vectors * workload.activation_planes * workload.weight_planes
     return (
         updates * costs.update

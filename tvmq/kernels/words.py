@@ -113,8 +113,13 @@ def mask_octets(lanes: int) -> Any:
     return description
 
 
-def mask_octet() -> Any:
+def mask_octet(scope: str = "local") -> Any:
     """The signs of a vector of eight masks, added to one word of 8 bits.
+
+    Parameters
+    ----------
+    scope : str
+        Where both are.
 
     Returns
     -------
@@ -124,8 +129,8 @@ def mask_octet() -> Any:
 
     @T.prim_func(s_tir=True)
     def description(mask: T.handle, word: T.handle) -> None:
-        masks = T.match_buffer(mask, (8,), "int8", offset_factor=1, scope="local")
-        words = T.match_buffer(word, (1,), "uint8", offset_factor=1, scope="local")
+        masks = T.match_buffer(mask, (8,), "int8", offset_factor=1, scope=scope)
+        words = T.match_buffer(word, (1,), "uint8", offset_factor=1, scope=scope)
         with T.sblock("root"):
             T.reads(words[0:1], masks[0:8])
             T.writes(words[0:1])
