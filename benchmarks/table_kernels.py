@@ -29,12 +29,12 @@ import numpy as np
 import tvm
 
 import tvmq
+from tvmq.benchmark import processor_name
 from tvmq.clock import Clock
 from tvmq.kernels.conv2d import conv2d
 from tvmq.kernels.packing import pack_activations, pack_bytes, pack_weights, unpack_activations
 from tvmq.kernels.schedule import default_knobs, schedule
 from tvmq.kernels.workload import Conv2dWorkload, Table, Thresholds
-from tvmq.machine import this_machine
 from tvmq.target import Target, get_target
 
 BLOCK_SECONDS = 0.004
@@ -220,7 +220,7 @@ def main() -> None:
         "rounds": arguments.rounds,
         "layers": layers,
         "versions": {"tvmq": tvmq.__version__, "tvm": tvm.__version__},
-        "processor": this_machine().core,
+        "processor": processor_name(),
     }
     if arguments.output is None:
         return
