@@ -4,8 +4,7 @@ They are those of the tests of compiling, of learned bases and of bytes (but for
 the networks of codes; not the random ones, those of the zoo, and modules of a few operators.
 
 A library holds many of them, side by side: there is one run for each core.  LLVM optimizes none of it, which would
-take most of the time; so this says nothing of the code of learned bases that LLVM optimizes for ARM, of which only the
-kernels are emulated.
+take most of the time; what LLVM optimizes is emulated kernel by kernel, and in a few networks of other tests.
 """
 
 from __future__ import annotations

@@ -36,6 +36,14 @@ def test_learned_bases_are_packed_and_exact(weight_bits, activation_bits):
     assert all(row["kernel"].startswith(("bitserial", "int8")) for row in rows)
 
 
+def test_learned_bases_under_emulation():
+    net = LearnedBases(2, 2).eval()
+    x = torch.randn(1, 20, 6, 6, generator=torch.Generator().manual_seed(1))
+    model = tvmq.load(net, (x,))
+    bundle = tvmq.compile(model, "raspberry-pi-4", check_inputs=[x.numpy()])
+    np.testing.assert_array_equal(bundle.run_emulated("raspberry-pi-4", x.numpy())[0], model.run(x.numpy())[0])
+
+
 @pytest.mark.filterwarnings("ignore:layer .* fewer bits would be faster")
 @pytest.mark.parametrize(
     "weight, bits", [(signs_of_a_basis, 2), (sums_with_an_offset, 3), (codebooks, 5), (one_codebook, 16)]
