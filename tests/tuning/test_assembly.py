@@ -41,6 +41,7 @@ def test_every_block_has_its_counter():
     assert [len(block) for block in blocks] == [1, 2, 1]
     for index in range(3):
         assert text.count(f"tvmq_counts+{8 * index}(%rip), %rax") == 1
+    assert ".comm tvmq_counts,24,8" in text
     assert text.index("tvmq_counts+8(") < text.index("vpaddb") < text.index("tvmq_counts+16(")
     assert ".file" not in with_counters(ARM, dialect_of("aarch64"))[0]
 

@@ -141,7 +141,8 @@ def with_counters(assembly: str, dialect: Dialect) -> tuple[str, list[Block]]:
         # Assemblers disagree about how these two are written.
         if not code.startswith((".file", ".loc")):
             lines.append(line)
-    return "\n".join([*lines, ""]), [Block(tuple(block)) for block in blocks]
+    room = [f" .comm {COUNTS},{8 * len(blocks)},8", f" .comm {_SAVED},8,8", ""]
+    return "\n".join([*lines, *room]), [Block(tuple(block)) for block in blocks]
 
 
 def count_matching(blocks: Sequence[Block], counts: Sequence[int], pattern: re.Pattern[str]) -> int:

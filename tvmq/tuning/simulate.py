@@ -48,8 +48,6 @@ SMALLEST_GAIN = 0.05
 """Differences of costs below this say nothing about times."""
 LEAST_SHARE = 5e-4
 """Blocks with a smaller share of all instructions count like the average."""
-ROOM = 0.75
-"""Share of the first-level cache that loops may fill for all of their lines to stay there."""
 HERTZ = 1e9
 """Cycles are given as seconds of this clock."""
 
@@ -122,14 +120,13 @@ def kernel_costs(function: tirx.PrimFunc, target: Target) -> KernelCosts:
         See :class:`SimulatedHost`; or if the kernel cannot be built or run.
     """
     executed = execute(function, target)
-    line_bytes = int(target.caches["line_bytes"])
-    most_lines = int(ROOM * target.caches["level1_bytes"]) // line_bytes
+    lines = touched_lines(function, int(target.caches["line_bytes"]))
     return KernelCosts(
         _cycles(executed, target),
         executed.instructions,
         executed.vector_instructions,
         executed.stack_instructions,
-        simulate(touched_lines(function, line_bytes, most_lines), target.caches),
+        simulate(lines, target.caches),
     )
 
 
