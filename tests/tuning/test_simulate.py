@@ -18,7 +18,7 @@ from tvmq.tuning.accesses import touched_lines
 from tvmq.tuning.caches import Misses
 from tvmq.tuning.executed import execute
 from tvmq.tuning.places import host_of
-from tvmq.tuning.simulate import KernelCosts, SimulatedHost
+from tvmq.tuning.simulate import Candidate, KernelCosts, SimulatedHost, chosen
 
 needs_llvm_mca = pytest.mark.skipif(shutil.which("llvm-mca-19") is None, reason="llvm-mca is not installed")
 
@@ -38,11 +38,19 @@ def test_executed_vector_instructions_follow_from_the_products(task, target):
     assert 3 < large.vector_instructions / small.vector_instructions < 5  # four times the pixels
 
 
+@pytest.mark.parametrize("board", ["raspberry-pi-4", "raspberry-pi-3-32"])
+def test_executed_instructions_under_emulation(task, board):
+    core = get_target(board)
+    small, large = (execute(_scheduled(task(size=size, target=core), core), core) for size in (4, 8))
+    assert 0 < small.vector_loads < small.vector_instructions < small.instructions
+    assert 3 < large.vector_instructions / small.vector_instructions < 5
+
+
 def _scheduled(kernel, target):
     return kernel.kind.apply(kernel.function, target, kernel.kind.default(kernel.function, target))
 
 
-REFERENCE = KernelCosts(1000.0, 2000, 1600, 0, Misses(100, 10))
+REFERENCE = KernelCosts(1000.0, 2000, 1600, 400, 0, Misses(100, 10))
 
 
 @pytest.mark.parametrize(
@@ -66,11 +74,23 @@ def test_spilling(stack, spills):
     assert dataclasses.replace(REFERENCE, stack_instructions=stack).spills == spills
 
 
+def test_what_costs_cannot_tell_apart_is_chosen_by_lines_loads_and_tile():
+    def candidate(cost, lines, loads, tile, rows=1):
+        costs = dataclasses.replace(REFERENCE, misses=Misses(lines, 0), vector_loads=loads)
+        return Candidate({"pixel_tile": tile, "row_tile": rows}, cost, costs)
+
+    cheapest, dear = candidate(100.0, 50, 50, 4), candidate(106.0, 1, 1, 1)
+    fewer_lines, fewer_loads = candidate(104.0, 40, 60, 8), candidate(104.0, 50, 40, 8)
+    smaller, larger = candidate(103.0, 40, 60, 2, rows=14), candidate(100.0, 40, 60, 4, rows=1)
+    assert chosen([dear, cheapest]) == cheapest
+    assert chosen([cheapest, fewer_lines, dear]) == fewer_lines
+    assert chosen([cheapest, fewer_loads]) == fewer_loads
+    assert chosen([larger, smaller]) == smaller
+
+
 def test_a_target_without_a_model(target):
     with pytest.raises(TargetError, match="target 'host' cannot be simulated; give mca_core and caches in its file"):
         host_of("simulate", dataclasses.replace(target, mca_core=None))
-    with pytest.raises(TargetError, match="kernels for armv7l cannot be simulated"):
-        host_of("simulate", get_target("raspberry-pi-3-32"))
 
 
 def test_llvm_mca_is_missing(target, monkeypatch):

@@ -43,14 +43,15 @@ class Executed:
     blocks : list of Block
     counts : list of int
         How often each ran.
-    instructions, vector_instructions, stack_instructions : int
-        All of them, those with vector registers, and those that reach the stack.
+    instructions, vector_instructions, vector_loads, stack_instructions : int
+        All of them, those with vector registers, those that read memory into one, and those that reach the stack.
     """
 
     blocks: list[Block]
     counts: list[int]
     instructions: int
     vector_instructions: int
+    vector_loads: int
     stack_instructions: int
 
 
@@ -108,6 +109,7 @@ def execute(function: tirx.PrimFunc, target: Target) -> Executed:
         counts,
         instructions=sum(len(block) * count for block, count in zip(blocks, counts, strict=True)),
         vector_instructions=count_matching(blocks, counts, dialect.vector),
+        vector_loads=count_matching(blocks, counts, dialect.load),
         stack_instructions=count_matching(blocks, counts, dialect.stack),
     )
 

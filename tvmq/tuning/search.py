@@ -27,7 +27,7 @@ from tvm.s_tir.meta_schedule.search_strategy import MeasureCandidate, PySearchSt
 
 from tvmq.errors import BoardError, ToolchainError
 from tvmq.kernels.knobs import Knobs
-from tvmq.tuning.hosts import Host
+from tvmq.tuning.hosts import Finalist, Host
 from tvmq.tuning.journal import Journal, Trial
 from tvmq.tuning.measure import Paired, arguments_of
 from tvmq.tuning.tasks import Task
@@ -128,18 +128,30 @@ class Search:
     def finals(self) -> tuple[Knobs, Paired] | None:
         """The best of the journal, measured more often; None if nothing is faster than the default for certain.
 
+        Where costs are simulated, all that cost nearly as little as the best one come to the finals.
+
         Returns
         -------
         tuple of (Knobs, Paired) or None
         """
-        ranked = self.finalists(FINALISTS)
+        ranked = self.finalists(self._count_near() if self.host.simulates else FINALISTS)
         results = self.measure(ranked, FINAL_ROUNDS)
-        found = [(knobs, paired) for knobs, paired in zip(ranked, results, strict=True) if isinstance(paired, Paired)]
-        # What is not faster by more than the times scatter may be slower tomorrow.
-        sure = [
-            (knobs, paired) for knobs, paired in found if paired.ratio + max(paired.spread, self.host.smallest_gain) < 1
+        found = [
+            Finalist(knobs, self._apply(knobs), paired)
+            for knobs, paired in zip(ranked, results, strict=True)
+            if isinstance(paired, Paired)
         ]
-        return min(sure, key=lambda pair: pair[1].ratio, default=None)
+        # What is not faster by more than the times scatter may be slower tomorrow.
+        sure = [item for item in found if item.times.ratio + max(item.times.spread, self.host.smallest_gain) < 1]
+        if not sure:
+            return None
+        best = self.host.best(sure)
+        return best.knobs, best.times
+
+    def _count_near(self) -> int:
+        """How many points of the journal the host cannot tell from the best one."""
+        ratios = [trial.ratio for trial in self.journal.trials if trial.ratio is not None]
+        return sum(ratio * (1 - self.host.smallest_gain) <= min(ratios) for ratio in ratios)
 
     def finalists(self, count: int) -> list[Knobs]:
         """The best points of the journal but the default, the best first.
