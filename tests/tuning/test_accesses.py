@@ -38,6 +38,18 @@ def looked_up(data: T.Buffer((256,), "uint8"), places: T.Buffer((1,), "int32")):
         data[bound] = kept[0]
 
 
+@T.prim_func(s_tir=True, private=True)
+def batches(handle: T.handle, output_handle: T.handle):
+    samples = T.int64()
+    data = T.match_buffer(handle, (samples, 64), "uint8")
+    output = T.match_buffer(output_handle, (samples, 64), "uint8")
+    copy = T.alloc_buffer((samples, 64), "uint8")
+    for i, j in T.grid(samples, 64):
+        copy[i, j] = data[i, j]
+    for i, j in T.grid(samples, 64):
+        output[i, j] = copy[i, j]
+
+
 @pytest.mark.parametrize(
     ("kernel", "data", "output"),
     [
@@ -56,6 +68,10 @@ def test_lines_of_two_arrays(kernel, data, output):
 def test_positions_from_memory_are_zero_and_registers_have_no_lines():
     *data, _ = sorted(touched_lines(looked_up, 64).tolist())
     assert data == [0, 1, 2]
+
+
+def test_an_open_size_is_one():
+    assert len(touched_lines(batches, 64)) == 4
 
 
 def test_more_notes_than_there_was_room_for(monkeypatch):

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import math
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +18,9 @@ from tvmq.tuning import llvm_mca, tune_kernels
 from tvmq.tuning.accesses import touched_lines
 from tvmq.tuning.caches import Misses
 from tvmq.tuning.executed import execute
+from tvmq.tuning.journal import Journal
 from tvmq.tuning.places import host_of
+from tvmq.tuning.search import Search
 from tvmq.tuning.simulate import Candidate, KernelCosts, SimulatedHost, chosen
 
 needs_llvm_mca = pytest.mark.skipif(shutil.which("llvm-mca-19") is None, reason="llvm-mca is not installed")
@@ -118,6 +121,16 @@ def test_records_of_a_simulation(task, target, tmp_path):
     assert record.microseconds > 0 and record.spread == 0
     assert "they rank schedules and are no times of a board" in str(result)
     assert len(host._known) == 2  # nothing is simulated twice
+
+
+@needs_llvm_mca
+def test_schedules_that_leave_threads_idle_are_not_simulated(task):
+    core = get_target("raspberry-pi-4")
+    kernel = task(size=28, channels=128, target=core)
+    search = Search(kernel, SimulatedHost(core), Journal(Path("nowhere"), "key", {}))
+    space = kernel.kind.space(kernel.function, core)
+    assert search.points[0] == space[0] and len(search.points) < len(space)
+    assert all(point["row_tile"] <= max(point["pixel_rows"], space[0]["row_tile"]) for point in search.points)
 
 
 def test_what_was_simulated_is_measured_first(task, target, tmp_path, fake_host):

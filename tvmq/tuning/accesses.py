@@ -11,6 +11,7 @@ one another.  An access that stays on its line is noted once: a line that is in 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -83,8 +84,7 @@ def _noting(lowered: tirx.PrimFunc, line_bytes: int) -> tuple[tirx.PrimFunc, int
     """The function of notes, their number, and each access's last one; and how many accesses there are."""
     notes = _Notes(line_bytes)
     for item in lowered.params:
-        sizes = [int(size) if isinstance(size, int | tirx.IntImm) else 1 for size in item.shape]
-        notes.place(item, int(np.prod(sizes, dtype=int)))
+        notes.place(item)
     body = notes.of(lowered.body)
     arguments = [notes.notes, notes.count, notes.last]
     function = tirx.PrimFunc(arguments, body if body is not None else tirx.Evaluate(0))
@@ -115,8 +115,9 @@ class _Notes:
         self.count = tirx.decl_buffer((1,), "int64", "count")
         self.last = tirx.decl_buffer((accesses,), "int32", "last")
 
-    def place(self, array: Any, elements: int) -> None:
+    def place(self, array: Any) -> None:
         """Give an array its place in memory."""
+        elements = math.prod(_number(size) for size in array.shape)
         size = tvm.DataType(str(array.dtype)).bits // 8
         self.bases[array] = (self.end, size)
         self.end += -(-elements * size // _GAP) * _GAP + _GAP
@@ -148,7 +149,7 @@ class _Notes:
     def allocate(self, array: Any) -> None:
         """Arrays in registers have no place."""
         if array.scope() == "global" and array not in self.bases:
-            self.place(array, int(np.prod([int(size) for size in array.shape], dtype=int)))
+            self.place(array)
 
     def alias(self, statement: Any) -> None:
         """Another name of an array."""
@@ -214,6 +215,15 @@ class _Notes:
                 tirx.IfThenElse(tirx.BufferLoad(self.last, [place]) != line, tirx.SeqStmt(changed), None),
             ]
         )
+
+
+def _number(size: Any) -> int:
+    """A size, where one that is open is 1."""
+    if isinstance(size, tirx.Mul):
+        return _number(size.a) * _number(size.b)
+    if isinstance(size, tirx.Add):
+        return _number(size.a) + _number(size.b)
+    return 1 if isinstance(size, ir.Var) else int(size)
 
 
 def _sequence(statements: Sequence[Any]) -> Any:

@@ -93,7 +93,7 @@ class Search:
     ) -> None:
         self.promising = [dict(point) for point in promising]
         self.task, self.host, self.journal, self.alive, self.report = task, host, journal, alive, report
-        self.points = task.kind.space(task.function, task.target)
+        self.points = _points(task, host)
         self._default = self._apply(self.points[0] if default is None else default)
         self._arguments = [TensorInfo(dtype, shape) for shape, dtype in arguments_of(task.function)]
         self._target = task.target.tvm_target()
@@ -309,6 +309,22 @@ class _Features(PyFeatureExtractor):
         new = [candidate for candidate in candidates if candidate not in self.known]
         self.known.update(zip(new, self.extractor.extract_from(context, new), strict=True))
         return [self.known[candidate] for candidate in candidates]
+
+
+def _points(task: Task, host: Host) -> list[Knobs]:
+    """The space, the default first.
+
+    One thread is simulated, to which a schedule that leaves other threads idle is as good as any: such a record would
+    be changed when it is looked up, so it is left out.
+    """
+    points = task.kind.space(task.function, task.target)
+    if not host.simulates:
+        return points
+    return [point for point in points if point == points[0] or _stays(task, point)]
+
+
+def _stays(task: Task, point: Knobs) -> bool:
+    return task.kind.adapted(task.function, task.target, point) == point
 
 
 def _changes(point: Knobs, default: Knobs) -> int:
