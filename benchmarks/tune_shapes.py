@@ -3,10 +3,13 @@
     python benchmarks/tune_shapes.py --list
     python benchmarks/tune_shapes.py resnet18-w1a1 vgg-small-w1a1 --output schedules
     python benchmarks/tune_shapes.py --check "conv 3x3 14x14, 256 to 256, w1a1" --output benchmarks/results/tuning.json
+    python benchmarks/tune_shapes.py resnet18-w1a1 --target raspberry-pi-4 --trials 24 --output schedules
 
 The first form that has an output adds records to a folder, as ``tvmq tune`` does for the kernels of one network.  The
 check tunes one kernel with few trials, then measures its whole space, and compares the two winners in turns.  Close
 other programs; every trial is timed in turns with the analytic schedule, on as many threads as ``--cores`` says.
+
+Other targets than the machine at hand are simulated, with the kernels of whole networks; other programs do not matter.
 """
 
 from __future__ import annotations
@@ -19,12 +22,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 RESNET = ((56, 64), (28, 128), (14, 256), (7, 512))
 """Size of the image and channels of each stage of ResNet-18 and QuickNet."""
 VGG_SMALL = ((32, 128, 128), (16, 128, 256), (16, 256, 256), (8, 256, 512), (8, 512, 512))
 """Size of the image, input and output channels of each binary layer."""
+MOST_SAMPLES = 64
+"""At once, of a network on a board."""
 CHECK_TRIALS = 96
 CHECK_ROUNDS = 81
 
@@ -36,30 +42,65 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="print the groups and their kernels")
     parser.add_argument("--check", metavar="KERNEL", help="a kernel of --list whose search is to be checked")
     parser.add_argument("--trials", type=int, default=64)
-    parser.add_argument("--cores", type=int, default=1)
+    parser.add_argument("--target", default="host")
+    parser.add_argument("--cores", type=int, help="default: 1, or as many as a target has that is simulated")
     parser.add_argument("--output", type=Path, help="folder of records, or the JSON file of --check")
     options = parser.parse_args()
-    os.environ["TVM_NUM_THREADS"] = str(options.cores)
+    os.environ["TVM_NUM_THREADS"] = str(options.cores or 1)
 
-    core, groups = kernels(options.cores)
+    core, groups = kernels(options)
     names = options.groups or list(groups)
     unknown = [name for name in names if name not in groups]
     if unknown:
         sys.exit(f"unknown group '{unknown[0]}'; there are {', '.join(groups)}")
+    tasks = {name: list(groups[name]()) for name in names}
     if options.list:
         for name in names:
-            print(name, *(f"{task.title}: {task.key.details['epilogue']}" for task in groups[name]), sep="\n    ")
+            print(name, *(f"{task.title}: {task.key.details['epilogue']}" for task in tasks[name]), sep="\n    ")
     elif options.check:
-        check(options.check, [task for name in names for task in groups[name]], core, options.output)
+        check(options.check, [task for name in names for task in tasks[name]], core, options.output)
     else:
-        tune(core, {name: groups[name] for name in names}, options)
+        tune(core, tasks, options)
 
 
-def kernels(cores: int):
-    """The core, and the kernels of every group."""
+def kernels(options: argparse.Namespace):
+    """The core, and what gives the kernels of every group."""
     from tvmq.target import get_target
 
-    core = dataclasses.replace(get_target("host"), cores=cores)
+    core = get_target(options.target)
+    if options.target == "host" or options.cores is not None:
+        core = dataclasses.replace(core, cores=options.cores or 1)
+    if options.target == "host":
+        return core, {name: partial(iter, tasks) for name, tasks in shapes(core).items()}
+    from low_bit_networks import NETWORKS
+
+    names = {f"{name.replace('_', '-')}-w1a{bits}": (name, bits) for name in NETWORKS for bits in (1, 2)}
+    groups = {name: partial(network, core, *arguments) for name, arguments in names.items()}
+    return core, {**groups, "mnist": partial(example, core)}
+
+
+def network(core, name: str, bits: int) -> list:
+    """The kernels of a network of binary weights."""
+    from low_bit_networks import NETWORKS, Recipe, build, pixels
+
+    import tvmq
+    from tvmq.tuning.tasks import network_tasks
+
+    inputs = pixels(NETWORKS[name].shape, min(NETWORKS[name].batch, MOST_SAMPLES))
+    return network_tasks(tvmq.load(build(name, Recipe(bits)), (inputs,)), core)
+
+
+def example(core) -> list:
+    """The kernels of examples/mnist."""
+    import tvmq
+    from tvmq.tuning.tasks import network_tasks
+
+    path = Path(__file__).parents[1] / "examples" / "mnist" / "mnist-binary.onnx"
+    return network_tasks(tvmq.load(path), core)
+
+
+def shapes(core) -> dict:
+    """Groups of kernels by their shapes."""
     groups = {}
     for bits in (1, 2):
         groups[f"resnet18-w1a{bits}"] = list(resnet18(core, bits))
@@ -71,7 +112,7 @@ def kernels(cores: int):
     groups["mlp"] = [
         dense(core, samples, inputs, 4096, bits) for samples in (1, 256) for inputs, bits in ((784, 8), (4096, 1))
     ]
-    return core, groups
+    return groups
 
 
 def resnet18(core, bits: int) -> Iterator:
@@ -168,17 +209,23 @@ def workload(core, inputs: int, outputs: int, bits: int, epilogue: str, **geomet
 
 
 def tune(core, groups: dict, options: argparse.Namespace) -> None:
-    """Tune one kernel after another, in the order of the groups."""
+    """Tune the groups in their order: one kernel after another, or a whole network where costs are simulated."""
     from tvmq.tuning import tune_kernels
+    from tvmq.tuning.places import host_of
 
+    is_here = options.target == "host"
+    host = host_of("host" if is_here else "simulate", core)
     for name, tasks in groups.items():
-        for item in tasks:
+        for items in [[item] for item in tasks] if is_here else [tasks]:
             started = time.monotonic()
-            result = tune_kernels([item], core, trials=options.trials, output=options.output)
-            (kernel,) = result.kernels
-            line = str(result).splitlines()[2]
-            note = "" if kernel.known else f" in {time.monotonic() - started:.0f} s"
-            print(f"{name}: {line} (spread {kernel.record.spread:.3f}){note}", flush=True)
+            result = tune_kernels(items, core, trials=options.trials, host=host, output=options.output)
+            note = "" if all(kernel.known for kernel in result.kernels) else f" in {time.monotonic() - started:.0f} s"
+            if is_here:
+                (kernel,) = result.kernels
+                line = str(result).splitlines()[2]
+                print(f"{name}: {line} (spread {kernel.record.spread:.3f}){note}", flush=True)
+            else:
+                print(f"{name}{note}", result, sep="\n", flush=True)
 
 
 def check(title: str, tasks: list, core, output: Path | None) -> None:

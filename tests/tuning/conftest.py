@@ -40,7 +40,7 @@ def target() -> Target:
 def task(target) -> Callable[..., Task]:
     """A binary 3x3 convolution of `size` x `size` x `channels`."""
 
-    def make(size: int = 4, channels: int = 64, count: int = 1) -> Task:
+    def make(size: int = 4, channels: int = 64, count: int = 1, target: Target = target) -> Task:
         workload = Conv2dWorkload(
             height=size,
             width=size,

@@ -22,4 +22,4 @@ CACHES = {"line_bytes": 64, "level1_bytes": 512, "level1_ways": 2, "level2_bytes
     ],
 )
 def test_misses_of_the_second_run(lines, misses):
-    assert simulate([np.array(list(lines))], CACHES) == misses
+    assert simulate(np.array(list(lines), np.int32), CACHES) == misses

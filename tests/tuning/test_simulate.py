@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,24 +17,19 @@ from tvmq.tuning import llvm_mca, tune_kernels
 from tvmq.tuning.accesses import touched_lines
 from tvmq.tuning.caches import Misses
 from tvmq.tuning.executed import execute
+from tvmq.tuning.journal import Journal
 from tvmq.tuning.places import host_of
-from tvmq.tuning.simulate import KernelCosts, SimulatedHost
+from tvmq.tuning.search import Search
+from tvmq.tuning.simulate import Candidate, KernelCosts, SimulatedHost, chosen
 
 
 def test_all_lines_of_what_is_read_and_written_are_touched(task, target):
     kernel = task(size=4, channels=64)
     function = kernel.kind.apply(kernel.function, target, kernel.kind.default(kernel.function, target))
-    lines = np.unique(np.concatenate(list(touched_lines(function, 64, 1 << 20))))
+    lines = np.unique(touched_lines(function, 64))
     data, weight, output = (function.params[place] for place in (0, 1, -1))
     sizes = [math.prod(map(int, item.shape)) * target.word_bits // 8 for item in (data, weight, output)]
     assert len(lines) >= sum(-(-size // 64) for size in sizes)
-
-
-def test_fewer_lines_at_once_are_the_same_lines(task, target):
-    kernel = task(size=4, channels=128)
-    function = kernel.kind.apply(kernel.function, target, kernel.kind.default(kernel.function, target))
-    whole, parts = (np.concatenate(list(touched_lines(function, 64, most))) for most in (1 << 20, 4))
-    assert len(parts) > len(whole) and set(parts) == set(whole)
 
 
 def test_executed_vector_instructions_follow_from_the_products(task, target):
@@ -42,11 +38,19 @@ def test_executed_vector_instructions_follow_from_the_products(task, target):
     assert 3 < large.vector_instructions / small.vector_instructions < 5  # four times the pixels
 
 
+@pytest.mark.parametrize("board", ["raspberry-pi-4", "raspberry-pi-3-32"])
+def test_executed_instructions_under_emulation(task, board):
+    core = get_target(board)
+    small, large = (execute(_scheduled(task(size=size, target=core), core), core) for size in (4, 8))
+    assert 0 < small.vector_loads < small.vector_instructions < small.instructions
+    assert 3 < large.vector_instructions / small.vector_instructions < 5
+
+
 def _scheduled(kernel, target):
     return kernel.kind.apply(kernel.function, target, kernel.kind.default(kernel.function, target))
 
 
-REFERENCE = KernelCosts(1000.0, 2000, 1600, 0, Misses(100, 10))
+REFERENCE = KernelCosts(1000.0, 2000, 1600, 400, 0, Misses(100, 10))
 
 
 @pytest.mark.parametrize(
@@ -70,11 +74,23 @@ def test_spilling(stack, spills):
     assert dataclasses.replace(REFERENCE, stack_instructions=stack).spills == spills
 
 
+def test_what_costs_cannot_tell_apart_is_chosen_by_lines_loads_and_tile():
+    def candidate(cost, lines, loads, tile, rows=1):
+        costs = dataclasses.replace(REFERENCE, misses=Misses(lines, 0), vector_loads=loads)
+        return Candidate({"pixel_tile": tile, "row_tile": rows}, cost, costs)
+
+    cheapest, dear = candidate(100.0, 50, 50, 4), candidate(106.0, 1, 1, 1)
+    fewer_lines, fewer_loads = candidate(104.0, 40, 60, 8), candidate(104.0, 50, 40, 8)
+    smaller, larger = candidate(103.0, 40, 60, 2, rows=14), candidate(100.0, 40, 60, 4, rows=1)
+    assert chosen([dear, cheapest]) == cheapest
+    assert chosen([cheapest, fewer_lines, dear]) == fewer_lines
+    assert chosen([cheapest, fewer_loads]) == fewer_loads
+    assert chosen([larger, smaller]) == smaller
+
+
 def test_a_target_without_a_model(target):
     with pytest.raises(TargetError, match="target 'host' cannot be simulated; give mca_core and caches in its file"):
         host_of("simulate", dataclasses.replace(target, mca_core=None))
-    with pytest.raises(TargetError, match="kernels for armv7l cannot be simulated"):
-        host_of("simulate", get_target("raspberry-pi-3-32"))
 
 
 def test_llvm_mca_is_missing(target, monkeypatch):
@@ -100,6 +116,16 @@ def test_records_of_a_simulation(task, target, tmp_path):
     assert record.microseconds > 0 and record.spread == 0
     assert "they rank schedules and are no times of a board" in str(result)
     assert len(host._known) == 2  # nothing is simulated twice
+
+
+@needs_llvm_mca
+def test_schedules_that_leave_threads_idle_are_not_simulated(task):
+    core = get_target("raspberry-pi-4")
+    kernel = task(size=28, channels=128, target=core)
+    search = Search(kernel, SimulatedHost(core), Journal(Path("nowhere"), "key", {}))
+    space = kernel.kind.space(kernel.function, core)
+    assert search.points[0] == space[0] and len(search.points) < len(space)
+    assert all(point["row_tile"] <= max(point["pixel_rows"], space[0]["row_tile"]) for point in search.points)
 
 
 def test_what_was_simulated_is_measured_first(task, target, tmp_path, fake_host):

@@ -1,17 +1,18 @@
 """The lines of memory that a scheduled kernel touches, in the order of its loops.
 
-    for y in range(14):                 line 0, 1, ..., 40: what one pass of the inner loops touches, each once
-        for x in range(7):        ->    line 0, 1, ..., 36, 41, ...
-            (reads, writes)             ...
+    for y, x in grid(14, 7):                       for y, x in grid(14, 7):
+        for k in range(16):                ->          for k in range(16):
+            sum[...] += data[448*y + 32*x + k]             note((address of data + 448*y + 32*x + k) // 64)
 
-Outer loops are walked one by one.  Inner loops, as long as all that they touch fits easily into the first-level cache,
-are taken at once: there a line that was touched stays, so only the first touch matters.  What is in registers or on
-the stack is left out, positions that are read from memory count as zero, and the arguments lie behind one another.
+These are the kernel's own loops, compiled for the machine at hand, with a note in place of every access.  What is in
+registers or on the stack is left out, positions that are read from memory count as zero, and the arguments lie behind
+one another.  An access that stays on its line is noted once: a line that is in use all the time is in the cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,16 +22,15 @@ from tvm import ir, s_tir, tirx
 
 __all__ = ["touched_lines"]
 
-MOST_POINTS = 1 << 18
-"""Iterations of inner loops that are evaluated at once."""
 _GAP = 4096
 """Bytes between one array and the next."""
+_LANES = 8
+"""Of so many lanes of a vector, one is noted: they are neighbours, of at most 8 bytes each."""
+_FIRST_GUESS = 1 << 20
+"""Notes that there is room for at first."""
 
-Environment = dict[Any, Any]
-"""Values of variables: integers, or arrays with an axis per loop that is evaluated at once."""
 
-
-def touched_lines(function: tirx.PrimFunc, line_bytes: int, most_lines: int) -> Iterator[np.ndarray]:
+def touched_lines(function: tirx.PrimFunc, line_bytes: int) -> np.ndarray:
     """The lines that a kernel touches.
 
     Parameters
@@ -39,20 +39,25 @@ def touched_lines(function: tirx.PrimFunc, line_bytes: int, most_lines: int) -> 
         Scheduled; a size that is open is 1.
     line_bytes : int
         Of a line.
-    most_lines : int
-        How many lines inner loops that are taken at once may touch.
 
-    Yields
-    ------
+    Returns
+    -------
     numpy.ndarray
-        Numbers of lines, in the order of their first touch by some inner loops.
+        Numbers of lines, int32, in the order of their use.
     """
-    lowered = _lowered(function)
-    sizes = {size: 1 for item in function.params for size in item.shape if not isinstance(size, int | tirx.IntImm)}
-    walk = _Walk(line_bytes, most_lines)
-    for item in lowered.params:
-        walk.place(item, np.prod([_number(size, sizes) for size in item.shape], dtype=int))
-    yield from walk.run(lowered.body, sizes)
+    noting, accesses = _noting(_lowered(function), line_bytes)
+    run = tvm.compile(tvm.IRModule({"main": noting}), target=tvm.target.Target({"kind": "llvm"}))["main"]
+    room = _FIRST_GUESS
+    while True:
+        notes, count, last = (
+            tvm.runtime.tensor(array)
+            for array in (np.empty(room, np.int32), np.zeros(1, np.int64), np.full(accesses, -1, np.int32))
+        )
+        run(notes, count, last)
+        (needed,) = count.numpy()
+        if needed <= room:
+            return notes.numpy()[:needed]
+        room = int(needed)
 
 
 def _lowered(function: tirx.PrimFunc) -> tirx.PrimFunc:
@@ -69,81 +74,82 @@ def _lowered(function: tirx.PrimFunc) -> tirx.PrimFunc:
         tirx.transform.FlattenBuffer(),
         transform.StmtSimplify(),
     ]
-    return tvm.transform.Sequential(passes)(tvm.IRModule({"main": function}))["main"]
+    lowered = tvm.transform.Sequential(passes)(tvm.IRModule({"main": function}))["main"]
+    sizes = {size for item in lowered.params for size in item.shape if isinstance(size, ir.Var)}
+    bound = [tirx.Bind(size, tirx.const(1, str(size.ty.dtype))) for size in sizes]
+    return lowered.with_body(tirx.SeqStmt([*bound, lowered.body])) if bound else lowered
+
+
+def _noting(lowered: tirx.PrimFunc, line_bytes: int) -> tuple[tirx.PrimFunc, int]:
+    """The function of notes, their number, and each access's last one; and how many accesses there are."""
+    notes = _Notes(line_bytes)
+    for item in lowered.params:
+        notes.place(item)
+    body = notes.of(lowered.body)
+    arguments = [notes.notes, notes.count, notes.last]
+    function = tirx.PrimFunc(arguments, body if body is not None else tirx.Evaluate(0))
+    return function.with_attr({"global_symbol": "main", "tirx.noalias": True}), notes.accesses
 
 
 @dataclass(frozen=True)
-class _Loop:
-    """A loop that is evaluated at once."""
-
-    variable: Any
-    values: np.ndarray
-
-
-@dataclass(frozen=True)
-class _Access:
-    """An access of memory: where, within which loops, and under which conditions."""
+class _Load:
+    """An element that an expression reads, and under which conditions."""
 
     array: Any
     index: Any
-    loops: tuple[_Loop, ...]
     conditions: tuple[Any, ...]
 
-    def outer_factors(self) -> dict[Any, int] | None:
-        """What outer loops move the position by, if that is all they do; their variables and factors."""
-        factors = None if self.conditions else _factors(self.index)
-        if factors is None:
-            return None
-        inner = {loop.variable for loop in self.loops}
-        return {variable: factor for variable, factor in factors.items() if variable not in inner and factor}
 
+class _Notes:
+    """Rewrites statements."""
 
-class _Walk:
-    """Walks a lowered function."""
-
-    def __init__(self, line_bytes: int, most_lines: int) -> None:
-        self.line_bytes, self.most_lines = line_bytes, most_lines
+    def __init__(self, line_bytes: int) -> None:
+        self.line_bytes = line_bytes
         self.bases: dict[Any, tuple[int, int]] = {}
         """First byte, and bytes per element, of arrays in memory."""
         self.end = 0
-        self.is_outer: dict[Any, bool] = {}
-        """By the variables of loops, whether they are walked one by one."""
-        self.accesses: dict[Any, list[_Access]] = {}
-        self.factors: dict[Any, list[dict[Any, int]] | None] = {}
-        self.patterns: dict[Any, tuple[np.ndarray, np.ndarray]] = {}
-        """Lines by the places within lines at which accesses begin, as computed before."""
+        self.accesses = 0
+        room, accesses = tirx.Var("room", "int64"), tirx.Var("accesses", "int64")
+        self.room = room
+        self.notes = tirx.decl_buffer((room,), "int32", "notes")
+        self.count = tirx.decl_buffer((1,), "int64", "count")
+        self.last = tirx.decl_buffer((accesses,), "int32", "last")
 
-    def place(self, array: Any, elements: int) -> None:
+    def place(self, array: Any) -> None:
         """Give an array its place in memory."""
-        size = tvm.DataType(str(array.ty.dtype)).bits // 8
+        elements = math.prod(_number(size) for size in array.shape)
+        size = tvm.DataType(str(array.dtype)).bits // 8
         self.bases[array] = (self.end, size)
         self.end += -(-elements * size // _GAP) * _GAP + _GAP
 
-    def run(self, statement: Any, environment: Environment) -> Iterator[np.ndarray]:
-        """The lines of a statement."""
+    def of(self, statement: Any) -> Any:
+        """The statement with notes in place of accesses; None if there are none."""
         if isinstance(statement, tirx.SeqStmt):
-            for item in statement.seq:
-                yield from self.run(item, environment)
-        elif isinstance(statement, tirx.AllocBuffer):
-            self.allocate(statement, environment)
-        elif isinstance(statement, tirx.DeclBuffer):
-            self.alias(statement)
-        elif isinstance(statement, tirx.AttrStmt):
-            yield from self.run(statement.body, environment)
-        elif isinstance(statement, tirx.For):
-            yield from self.loop(statement, environment)
-        elif isinstance(statement, tirx.IfThenElse):
-            case = statement.then_case if _number(statement.condition, environment) else statement.else_case
-            if case is not None:
-                yield from self.run(case, environment)
-        else:
-            yield self.lines(statement, statement, environment)
+            return _sequence([self.of(item) for item in statement.seq])
+        if isinstance(statement, tirx.For):
+            return self.loop(statement)
+        if isinstance(statement, tirx.IfThenElse):
+            return self.branch(statement)
+        if isinstance(statement, tirx.AttrStmt):
+            return self.of(statement.body)
+        if isinstance(statement, tirx.AllocBuffer):
+            return self.allocate(statement.buffer)
+        if isinstance(statement, tirx.DeclBuffer):
+            return self.alias(statement)
+        if isinstance(statement, tirx.Bind):
+            kept = [tirx.Bind(statement.var, _position(statement.value))] if _is_position(statement.var) else []
+            return _sequence([*self.reads(statement.value), *kept])
+        if isinstance(statement, tirx.BufferStore):
+            written = _Load(statement.buffer, statement.indices[0], ())
+            return _sequence([*self.reads(statement.value), *self.reads(statement.indices[0]), self.note(written)])
+        if isinstance(statement, tirx.Evaluate):
+            return _sequence(self.reads(statement.value))
+        raise TypeError(f"a kernel with {type(statement).__name__} cannot be followed")
 
-    def allocate(self, statement: Any, environment: Environment) -> None:
+    def allocate(self, array: Any) -> None:
         """Arrays in registers have no place."""
-        if statement.buffer.ty.storage_scope == "global" and statement.buffer not in self.bases:
-            shape = [_number(size, environment) for size in statement.buffer.ty.shape]
-            self.place(statement.buffer, int(np.prod(shape, dtype=int)))
+        if array.scope() == "global" and array not in self.bases:
+            self.place(array)
 
     def alias(self, statement: Any) -> None:
         """Another name of an array."""
@@ -151,225 +157,121 @@ class _Walk:
         if source in self.bases:
             self.bases[statement.buffer] = self.bases[source]
 
-    def loop(self, statement: Any, environment: Environment) -> Iterator[np.ndarray]:
-        """Either all of a loop, or its iterations."""
-        variable = statement.loop_var
-        first = _number(statement.min, environment)
-        extent = _number(statement.extent, environment)
-        if not self.is_outer.get(variable, False):
-            inner = self.inner(statement, environment)
-            lines = None if inner is None else self.lines(variable, statement, environment)
-            if lines is not None and len(lines) <= self.most_lines:
-                yield lines
-                return
-            self.is_outer[variable] = True
-            self.accesses.pop(variable, None)
-        for value in range(first, first + extent):
-            yield from self.run(statement.body, {**environment, variable: value})
+    def loop(self, statement: Any) -> Any:
+        """A loop; of a vector only some lanes."""
+        body = self.of(statement.body)
+        if body is None:
+            return None
+        extent, serial = statement.extent, tirx.ForKind.SERIAL
+        if statement.kind != tirx.ForKind.VECTORIZED:
+            return tirx.For(statement.loop_var, _position(statement.min), _position(extent), serial, body)
+        part = tirx.Var(f"{statement.loop_var.name}_part", statement.loop_var.ty.dtype)
+        lane = tirx.Bind(statement.loop_var, statement.min + tirx.min(part * _LANES, extent - 1))
+        parts = (int(extent) + _LANES - 2) // _LANES + 1
+        return tirx.For(part, 0, parts, serial, tirx.SeqStmt([lane, body]))
 
-    def inner(self, statement: Any, environment: Environment) -> int | None:
-        """Points of a nest of loops; None if there are too many to evaluate."""
-        points = sum(
-            int(np.prod([len(loop.values) for loop in access.loops], dtype=int))
-            for access in self.accesses_of(statement.loop_var, statement, environment)
-        )
-        return points if points <= MOST_POINTS else None
+    def branch(self, statement: Any) -> Any:
+        """A condition, as far as it is one of positions."""
+        then_case = self.of(statement.then_case)
+        else_case = None if statement.else_case is None else self.of(statement.else_case)
+        read = self.reads(statement.condition)
+        if then_case is None and else_case is None:
+            return _sequence(read)
+        then_case = tirx.Evaluate(0) if then_case is None else then_case
+        return _sequence([*read, tirx.IfThenElse(_position(statement.condition), then_case, else_case)])
 
-    def accesses_of(self, key: Any, statement: Any, environment: Environment) -> list[_Access]:
-        """The accesses of a statement, found once."""
-        if key not in self.accesses:
-            self.accesses[key] = list(self.find(statement, (), (), environment))
-        return self.accesses[key]
+    def reads(self, expression: Any) -> list[Any]:
+        """Notes of what an expression reads."""
+        return [self.note(load) for load in _loads(expression, ())]
 
-    def find(
-        self, statement: Any, loops: tuple[_Loop, ...], conditions: tuple[Any, ...], environment: Environment
-    ) -> Iterator[_Access]:
-        """All accesses below a statement."""
-        if isinstance(statement, tirx.For):
-            first, extent = _number(statement.min, environment), _number(statement.extent, environment)
-            values = np.arange(first, first + extent)
-            if statement.kind == tirx.ForKind.VECTORIZED:
-                values = values[[0, -1]]  # lanes are neighbours
-            yield from self.find(statement.body, (*loops, _Loop(statement.loop_var, values)), conditions, environment)
-        elif isinstance(statement, tirx.SeqStmt):
-            for item in statement.seq:
-                yield from self.find(item, loops, conditions, environment)
-        elif isinstance(statement, tirx.AttrStmt):
-            yield from self.find(statement.body, loops, conditions, environment)
-        elif isinstance(statement, tirx.IfThenElse):
-            yield from self.find(statement.then_case, loops, (*conditions, statement.condition), environment)
-            if statement.else_case is not None:
-                yield from self.find(statement.else_case, loops, conditions, environment)
-        elif isinstance(statement, tirx.AllocBuffer):
-            self.allocate(statement, environment)
-        elif isinstance(statement, tirx.DeclBuffer):
-            self.alias(statement)
-        elif isinstance(statement, tirx.BufferStore):
-            for array, index in [*_loads(statement.value), (statement.buffer, statement.indices[0])]:
-                yield from self.access(array, index, loops, conditions)
-        elif isinstance(statement, tirx.Evaluate | tirx.Bind):
-            for array, index in _loads(statement.value):
-                yield from self.access(array, index, loops, conditions)
-
-    def access(
-        self, array: Any, index: Any, loops: tuple[_Loop, ...], conditions: tuple[Any, ...]
-    ) -> Iterator[_Access]:
-        """An access within the loops that it depends on; the others repeat it."""
-        if array in self.bases:
-            used = set().union(*(_variables(item) for item in (index, *conditions)))
-            yield _Access(array, index, tuple(loop for loop in loops if loop.variable in used), conditions)
-
-    def lines(self, key: Any, statement: Any, environment: Environment) -> np.ndarray:
-        """The lines of all iterations of a statement's loops, in the order of their first touch."""
-        accesses = self.accesses_of(key, statement, environment)
-        if key not in self.factors:
-            factors = [access.outer_factors() for access in accesses]
-            self.factors[key] = None if any(item is None for item in factors) else [item or {} for item in factors]
-        moved = self.factors[key]
-        if moved is None:
-            return self.pattern(accesses, environment)[0]
-        starts = [
-            self.bases[access.array][1] * sum(factor * environment.get(name, 0) for name, factor in factors.items())
-            for access, factors in zip(accesses, moved, strict=True)
-        ]
-        place = (key, *(start % self.line_bytes for start in starts))
-        wholes = np.array([start // self.line_bytes for start in starts], int)
-        if place not in self.patterns:
-            lines, owners = self.pattern(accesses, environment)
-            self.patterns[place] = lines - wholes[owners], owners
-        lines, owners = self.patterns[place]
-        return lines + wholes[owners]
-
-    def pattern(self, accesses: Sequence[_Access], environment: Environment) -> tuple[np.ndarray, np.ndarray]:
-        """Lines in the order of their first touch, each once per access, and whose they are."""
-        times, found = [np.empty(0)], [np.empty(0, int)]
-        for access in accesses:
-            lines = self.lines_of(access, environment)
-            unique, first = np.unique(lines, return_index=True)
-            found.append(unique)
-            times.append(first / max(1, len(lines)))
-        order = np.argsort(np.concatenate(times), kind="stable")
-        owners = np.repeat(np.arange(len(accesses)), [len(part) for part in found[1:]])
-        return np.concatenate(found)[order], owners[order]
-
-    def lines_of(self, access: _Access, environment: Environment) -> np.ndarray:
-        """The lines of one access."""
-        count = len(access.loops)
-        inner = {
-            loop.variable: loop.values.reshape([-1 if axis == place else 1 for axis in range(count)])
-            for place, loop in enumerate(access.loops)
-        }
-        values = {**environment, **inner}
-        shape = tuple(len(loop.values) for loop in access.loops)
+    def note(self, access: _Load) -> Any:
+        """Notes of one access: if its line is not that of the last time."""
+        if access.array not in self.bases:
+            return None
         base, size = self.bases[access.array]
-        index = np.broadcast_to(_value(access.index, values), shape).ravel()
+        index, last = _position(access.index), None
+        if isinstance(index, tirx.Ramp):
+            index, last = index.base, index.base + index.stride * (index.lanes - 1)
+        notes = [self.one(base + place.astype("int64") * size) for place in (index, last) if place is not None]
+        noted = _sequence(notes)
         for condition in access.conditions:
-            index = index[np.broadcast_to(_value(condition, values), shape).ravel().astype(bool)[: len(index)]]
-        return (base + index * size) // self.line_bytes
+            noted = tirx.IfThenElse(_position(condition), noted, None)
+        return noted
+
+    def one(self, address: Any) -> Any:
+        """A note of the line at an address."""
+        line = tirx.Var("line", "int32")
+        place, number = self.accesses, tirx.BufferLoad(self.count, [0])
+        self.accesses += 1
+        kept = tirx.IfThenElse(number < self.room, tirx.BufferStore(self.notes, line, [number]), None)
+        changed = [
+            tirx.BufferStore(self.last, line, [place]),
+            kept,
+            tirx.BufferStore(self.count, number + 1, [0]),
+        ]
+        return tirx.SeqStmt(
+            [
+                tirx.Bind(line, tirx.floordiv(address, self.line_bytes).astype("int32")),
+                tirx.IfThenElse(tirx.BufferLoad(self.last, [place]) != line, tirx.SeqStmt(changed), None),
+            ]
+        )
 
 
-def _loads(expression: Any) -> list[tuple[Any, Any]]:
-    """Arrays that an expression reads, with the positions."""
-    found = [] if not isinstance(expression, ir.TensorLoad) else [(expression.source, expression.indices[0])]
-    return found + [load for part in _parts(expression) for load in _loads(part)]
+def _number(size: Any) -> int:
+    """A size, where one that is open is 1."""
+    if isinstance(size, tirx.Mul):
+        return _number(size.a) * _number(size.b)
+    if isinstance(size, tirx.Add):
+        return _number(size.a) + _number(size.b)
+    return 1 if isinstance(size, ir.Var) else int(size)
 
 
-def _factors(expression: Any) -> dict[Any, int] | None:
-    """Factors of the variables in a sum of multiples of variables; None for anything else."""
-    if isinstance(expression, int | tirx.IntImm):
-        return {}
-    if isinstance(expression, ir.Var):
-        return {expression: 1}
-    name = type(expression).__name__
-    if name == "Mul" and isinstance(expression.b, tirx.IntImm):
-        factors = _factors(expression.a)
-        return None if factors is None else {item: value * int(expression.b.value) for item, value in factors.items()}
-    if name not in ("Add", "Sub"):
+def _sequence(statements: Sequence[Any]) -> Any:
+    """What there is of some statements, as one; None if there is nothing."""
+    found = [item for item in statements if item is not None]
+    if not found:
         return None
-    one, other = _factors(expression.a), _factors(expression.b)
-    if one is None or other is None:
-        return None
-    sign = 1 if name == "Add" else -1
-    return {item: one.get(item, 0) + sign * other.get(item, 0) for item in {*one, *other}}
+    return found[0] if len(found) == 1 else tirx.SeqStmt(found)
 
 
-def _variables(expression: Any) -> set[Any]:
-    """Variables that an expression's value depends on."""
-    if isinstance(expression, ir.Var):
-        return {expression}
-    return set().union(*(_variables(part) for part in _parts(expression)))
+def _loads(expression: Any, conditions: tuple[Any, ...]) -> Iterator[_Load]:
+    """What an expression reads."""
+    if isinstance(expression, ir.TensorLoad):
+        yield from _loads(expression.indices[0], conditions)
+        yield _Load(expression.source, expression.indices[0], conditions)
+    elif _is_call_of(expression, "prim.if_then_else"):
+        condition, yes, no = expression.args
+        yield from _loads(condition, conditions)
+        yield from _loads(yes, (*conditions, condition))
+        yield from _loads(no, (*conditions, tirx.Not(condition)))
+    else:
+        for part in _parts(expression):
+            yield from _loads(part, conditions)
+
+
+def _position(expression: Any) -> Any:
+    """An expression of positions, with zeros for what is read from memory."""
+    if not any(True for _ in _loads(expression, ())):
+        return expression
+    if hasattr(expression, "a") and hasattr(expression, "b"):
+        return type(expression)(_position(expression.a), _position(expression.b))
+    return tirx.const(0, str(expression.ty.dtype))
+
+
+def _is_position(variable: Any) -> bool:
+    """Whether a variable is a whole number."""
+    return str(variable.ty.dtype) in ("int32", "int64")
+
+
+def _is_call_of(expression: Any, name: str) -> bool:
+    return isinstance(expression, ir.Call) and str(getattr(expression.op, "name", "")) == name
 
 
 def _parts(expression: Any) -> Sequence[Any]:
     """The operands of an expression."""
     if isinstance(expression, ir.Var | int | float):
         return ()
-    if isinstance(expression, ir.TensorLoad):
-        return tuple(expression.indices)
     if isinstance(expression, ir.Call):
         return tuple(item for item in expression.args if isinstance(item, ir.Expr))
     names = ("a", "b", "value", "condition", "true_value", "false_value", "base", "stride")
     return tuple(getattr(expression, name) for name in names if isinstance(getattr(expression, name, None), ir.Expr))
-
-
-_OPERATORS: dict[str, Callable[..., Any]] = {
-    "Add": np.add,
-    "Sub": np.subtract,
-    "Mul": np.multiply,
-    "FloorDiv": np.floor_divide,
-    "FloorMod": np.mod,
-    "Div": np.floor_divide,
-    "Mod": np.mod,
-    "Min": np.minimum,
-    "Max": np.maximum,
-    "EQ": np.equal,
-    "NE": np.not_equal,
-    "LT": np.less,
-    "LE": np.less_equal,
-    "GT": np.greater,
-    "GE": np.greater_equal,
-    "And": np.logical_and,
-    "Or": np.logical_or,
-}
-
-
-def _value(expression: Any, environment: Environment) -> Any:
-    """The value of an expression of positions; 0 for what is not one, such as what is read from memory."""
-    if isinstance(expression, int):
-        return expression
-    if isinstance(expression, ir.Var):
-        return environment.get(expression, 0)
-    name = type(expression).__name__
-    if name == "IntImm":
-        return int(expression.value)
-    if name in _OPERATORS:
-        return _OPERATORS[name](_value(expression.a, environment), _value(expression.b, environment))
-    if name == "Not":
-        return np.logical_not(_value(expression.a, environment))
-    if name == "Cast":
-        return _value(expression.value, environment)
-    if name == "Select":
-        parts = (expression.condition, expression.true_value, expression.false_value)
-        return np.where(*(_value(part, environment) for part in parts))
-    if name == "Ramp":
-        return _value(expression.base, environment)
-    if name == "Call":
-        return _called(expression, environment)
-    return 0
-
-
-def _called(call: Any, environment: Environment) -> Any:
-    name = str(getattr(call.op, "name", ""))
-    values = [_value(item, environment) for item in call.args]
-    if name == "tirx.if_then_else":
-        return np.where(*values)
-    if name == "tirx.likely":
-        return values[0]
-    if name in ("tirx.shift_left", "tirx.shift_right", "tirx.bitwise_and"):
-        operators = {"left": np.left_shift, "right": np.right_shift, "and": np.bitwise_and}
-        return operators[name.rpartition("_")[2]](*values)
-    return 0
-
-
-def _number(expression: Any, environment: Environment) -> int:
-    return int(_value(expression, environment))

@@ -27,7 +27,8 @@ COUNTS = "tvmq_counts"
 _SAVED = "tvmq_saved"
 """A place for a register where the stack must not be touched."""
 _LABEL = re.compile(r"[\w.$]+:")
-_DEBUG_LABEL = re.compile(r"\.L(tmp|func_|cfi)")
+_NO_BLOCK = re.compile(r"\.L(tmp|func_|cfi|PC)")
+"""Labels of debuggers, and of the place that an address is counted from."""
 
 
 @dataclass(frozen=True)
@@ -55,18 +56,25 @@ class Dialect:
         What begins a comment.
     jump : re.Pattern
         Matches instructions behind which a block ends.
-    vector, stack : re.Pattern
-        Found in instructions with vector registers, and in those that reach the stack.
+    vector, load, stack : re.Pattern
+        Found in instructions with vector registers, in those that read memory into them, and in those that reach the
+        stack.
     counter : str
         Instructions that add one to the counter at ``{place}``.
+    far : tuple of (re.Pattern, str)
+        What to write in place of instructions that cannot reach far, as counters move their constants away.
     """
 
     comment: str
     jump: re.Pattern[str]
     vector: re.Pattern[str]
+    load: re.Pattern[str]
     stack: re.Pattern[str]
     counter: str
+    far: tuple[tuple[re.Pattern[str], str], ...] = ()
 
+
+_CONDITIONS = "(eq|ne|cs|hs|cc|lo|mi|pl|vs|vc|hi|ls|ge|lt|gt|le|al)?"
 
 _DIALECTS = {
     # What lies below the stack's pointer may be in use.
@@ -74,6 +82,7 @@ _DIALECTS = {
         comment="#",
         jump=re.compile(r"(j|ret)"),
         vector=re.compile(r"%[xyz]mm"),
+        load=re.compile(r"\([^()]*\)(\{\w+\})?,.*%[xyz]mm\d+"),
         stack=re.compile(r"\(%rsp"),
         counter=f"movq %rax, {_SAVED}(%rip)\n movq {{place}}(%rip), %rax\n leaq 1(%rax), %rax\n"
         f" movq %rax, {{place}}(%rip)\n movq {_SAVED}(%rip), %rax",
@@ -82,9 +91,31 @@ _DIALECTS = {
         comment="//",
         jump=re.compile(r"(b|br|ret|b\.\w+|cbn?z|tbn?z)\s|ret$"),
         vector=re.compile(r"\b[vq]\d+\b"),
+        load=re.compile(r"^ld\w+\s.*\b[vqd]\d+"),
         stack=re.compile(r"\[sp\b"),
         counter="stp x16, x17, [sp, #-16]!\n adrp x16, {place}\n ldr x17, [x16, :lo12:{place}]\n"
         " add x17, x17, #1\n str x17, [x16, :lo12:{place}]\n ldp x16, x17, [sp], #16",
+    ),
+    # Any instruction may have a condition, and a place on the stack may be in any register.
+    "armv7l": Dialect(
+        comment="@",
+        jump=re.compile(rf"bx?{_CONDITIONS}\s|(pop|ldm\w*)\S*\s.*\bpc\b|\w+\s+pc\b"),
+        vector=re.compile(r"\b[dq]\d+\b"),
+        load=re.compile(r"^vld\w*[.\s]"),
+        stack=re.compile(r"\[sp\b|\bspill\b|\breload\b", re.IGNORECASE),
+        counter="push {{r0, r1}}\n movw r0, #:lower16:{place}\n movt r0, #:upper16:{place}\n ldr r1, [r0]\n"
+        " add r1, r1, #1\n str r1, [r0]\n pop {{r0, r1}}",
+        far=(
+            (
+                re.compile(r"\bldr(\w*)\s+(\w+), (\.LCPI\w+)"),
+                r"movw\1 \2, #:lower16:\3\n movt\1 \2, #:upper16:\3\n ldr\1 \2, [\2]",
+            ),
+            (re.compile(r"\badr(\w*)\s+(\w+), (\.LCPI\w+)"), r"movw\1 \2, #:lower16:\3\n movt\1 \2, #:upper16:\3"),
+            (
+                re.compile(r"\bvldr\s+(\w+), (\.LCPI\w+)"),
+                r"push {r0}\n movw r0, #:lower16:\2\n movt r0, #:upper16:\2\n vldr \1, [r0]\n pop {r0}",
+            ),
+        ),
     ),
 }
 
@@ -131,17 +162,25 @@ def with_counters(assembly: str, dialect: Dialect) -> tuple[str, list[Block]]:
     for line in assembly.splitlines():
         code = line.split(dialect.comment)[0].strip()
         if _LABEL.match(code):
-            begins = begins or not _DEBUG_LABEL.match(code)
+            begins = begins or not _NO_BLOCK.match(code)
         elif code and not code.startswith("."):
             if begins:
                 lines.append(" " + dialect.counter.format(place=f"{COUNTS}+{8 * len(blocks)}"))
                 blocks.append([])
-            blocks[-1].append(code)
+            # Remarks stay: on some architectures nothing else tells that an address is the stack's.
+            blocks[-1].append(line.strip())
             begins = dialect.jump.match(code) is not None
         # Assemblers disagree about how these two are written.
         if not code.startswith((".file", ".loc")):
-            lines.append(line)
-    return "\n".join([*lines, ""]), [Block(tuple(block)) for block in blocks]
+            lines.append(_far(line, dialect))
+    room = [f" .comm {COUNTS},{8 * len(blocks)},8", f" .comm {_SAVED},8,8", ""]
+    return "\n".join([*lines, *room]), [Block(tuple(block)) for block in blocks]
+
+
+def _far(line: str, dialect: Dialect) -> str:
+    for pattern, replacement in dialect.far:
+        line = pattern.sub(replacement, line)
+    return line
 
 
 def count_matching(blocks: Sequence[Block], counts: Sequence[int], pattern: re.Pattern[str]) -> int:

@@ -1,6 +1,8 @@
 // Runs one compiled kernel once and writes how often each of its blocks ran; see executed.py.
 //
-// ARGUMENTS.h, written for the kernel, has the number of blocks and the arguments.
+//   program BLOCKS CODExBITSxSIZExSIZE... CODExBITSxSIZE...
+//
+// There is one word per argument of the kernel: DLPack's numbers of its type, and its shape.
 
 #include <tvm/ffi/c_api.h>
 
@@ -9,11 +11,8 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "arguments.h"
-
 extern "C" {
-uint64_t tvmq_counts[BLOCKS];
-uint64_t tvmq_saved;
+extern uint64_t tvmq_counts[];
 
 int __tvm_ffi_candidate(void* self, const TVMFFIAny* arguments, int32_t count, TVMFFIAny* result);
 
@@ -63,31 +62,45 @@ static void Fill(unsigned char* data, size_t size, int code) {
   }
 }
 
-int main() {
+// Numbers with an "x" between them; how many there are.
+static int Parse(const char* text, int64_t* numbers, int most) {
+  int count = 0;
+  for (char* end; count < most; text = end + 1) {
+    numbers[count++] = strtoll(text, &end, 10);
+    if (*end != 'x') break;
+  }
+  return count;
+}
+
+int main(int argc, char** argv) {
   if (&__TVMBackendParallelLaunch != nullptr) __TVMBackendParallelLaunch = ParallelLaunch;
   if (&__TVMBackendAllocWorkspace != nullptr) __TVMBackendAllocWorkspace = AllocWorkspace;
   if (&__TVMBackendFreeWorkspace != nullptr) __TVMBackendFreeWorkspace = FreeWorkspace;
 
-  constexpr int kCount = sizeof(ARGUMENTS) / sizeof(ARGUMENTS[0]);
-  static DLTensor tensors[kCount];
-  static TVMFFIAny values[kCount];
-  for (int i = 0; i < kCount; ++i) {
-    Argument& argument = ARGUMENTS[i];
-    size_t size = argument.bits / 8;
-    for (int axis = 0; axis < argument.ndim; ++axis) size *= argument.shape[axis];
+  constexpr int kMost = 64, kAxes = 16;
+  static int64_t numbers[kMost][kAxes];
+  static DLTensor tensors[kMost];
+  static TVMFFIAny values[kMost];
+  const size_t blocks = strtoull(argv[1], nullptr, 10);
+  const int count = argc - 2 < kMost ? argc - 2 : kMost;
+  for (int i = 0; i < count; ++i) {
+    const int axes = Parse(argv[i + 2], numbers[i], kAxes) - 2;
+    const int code = numbers[i][0], bits = numbers[i][1];
+    size_t size = bits / 8;
+    for (int axis = 0; axis < axes; ++axis) size *= numbers[i][axis + 2];
     void* data = aligned_alloc(64, (size + 63) / 64 * 64);
-    Fill(static_cast<unsigned char*>(data), size, argument.code);
+    Fill(static_cast<unsigned char*>(data), size, code);
     tensors[i].data = data;
     tensors[i].device = {kDLCPU, 0};
-    tensors[i].ndim = argument.ndim;
-    tensors[i].dtype = {static_cast<uint8_t>(argument.code), static_cast<uint8_t>(argument.bits), 1};
-    tensors[i].shape = argument.shape;
+    tensors[i].ndim = axes;
+    tensors[i].dtype = {static_cast<uint8_t>(code), static_cast<uint8_t>(bits), 1};
+    tensors[i].shape = numbers[i] + 2;
     memset(&values[i], 0, sizeof(values[i]));
     values[i].type_index = kTVMFFIDLTensorPtr;
     values[i].v_ptr = &tensors[i];
   }
   TVMFFIAny result;
   memset(&result, 0, sizeof(result));
-  if (__tvm_ffi_candidate(nullptr, values, kCount, &result) != 0) return 1;
-  return fwrite(tvmq_counts, sizeof(uint64_t), BLOCKS, stdout) == BLOCKS ? 0 : 1;
+  if (__tvm_ffi_candidate(nullptr, values, count, &result) != 0) return 1;
+  return fwrite(tvmq_counts, sizeof(uint64_t), blocks, stdout) == blocks ? 0 : 1;
 }

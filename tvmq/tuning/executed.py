@@ -6,7 +6,7 @@ exact for every core, whatever LLVM made of the loops; the emulator is an ordina
 
 from __future__ import annotations
 
-import shutil
+import functools
 import struct
 import subprocess
 import tempfile
@@ -43,14 +43,15 @@ class Executed:
     blocks : list of Block
     counts : list of int
         How often each ran.
-    instructions, vector_instructions, stack_instructions : int
-        All of them, those with vector registers, and those that reach the stack.
+    instructions, vector_instructions, vector_loads, stack_instructions : int
+        All of them, those with vector registers, those that read memory into one, and those that reach the stack.
     """
 
     blocks: list[Block]
     counts: list[int]
     instructions: int
     vector_instructions: int
+    vector_loads: int
     stack_instructions: int
 
 
@@ -92,11 +93,11 @@ def execute(function: tirx.PrimFunc, target: Target) -> Executed:
     module = tvm.IRModule({CANDIDATE: function.with_attr("global_symbol", CANDIDATE)})
     assembly, blocks = with_counters(tvm.compile(module, target=target.tvm_target()).mod.inspect_source("s"), dialect)
     prefix = [] if runs_here(target) else emulator_command(target)
-    with tempfile.TemporaryDirectory(prefix="tvmq-") as name:
-        folder = Path(name)
-        program = _program(folder, assembly, len(blocks), arguments_of(function), target)
+    with tempfile.TemporaryDirectory(prefix="tvmq-") as folder:
+        command = [*prefix, str(_program(Path(folder), assembly, target)), str(len(blocks))]
+        command += [_word(*argument) for argument in arguments_of(function)]
         try:
-            result = subprocess.run([*prefix, str(program)], capture_output=True, check=False, timeout=_SECONDS)
+            result = subprocess.run(command, capture_output=True, check=False, timeout=_SECONDS)
         except subprocess.TimeoutExpired:
             raise ToolchainError(f"target '{target.name}': the kernel ran for more than {_SECONDS} s") from None
     if result.returncode != 0:
@@ -108,43 +109,45 @@ def execute(function: tirx.PrimFunc, target: Target) -> Executed:
         counts,
         instructions=sum(len(block) * count for block, count in zip(blocks, counts, strict=True)),
         vector_instructions=count_matching(blocks, counts, dialect.vector),
+        vector_loads=count_matching(blocks, counts, dialect.load),
         stack_instructions=count_matching(blocks, counts, dialect.stack),
     )
 
 
-def _program(
-    folder: Path, assembly: str, blocks: int, arguments: Sequence[tuple[tuple[int, ...], str]], target: Target
-) -> Path:
+def _program(folder: Path, assembly: str, target: Target) -> Path:
     """The kernel with the program that runs it."""
-    from tvm_ffi import libinfo
-
-    (folder / "kernel.s").write_text(assembly, encoding="utf-8")
-    (folder / "arguments.h").write_text(_arguments(blocks, arguments), encoding="utf-8")
-    shutil.copy(_PROGRAM, folder)
-    includes = [f"-I{path}" for path in (folder, libinfo.find_include_path(), libinfo.find_dlpack_include_path())]
-    sources = [str(folder / name) for name in (_PROGRAM.name, "kernel.s")]
-    program = folder / "program"
-    command = [find_compiler(target), "-std=c++17", "-O1", "-w", "-static", *includes, "-o", str(program), *sources]
-    result = subprocess.run([*command, "-lm"], capture_output=True, text=True, check=False)
-    if result.returncode != 0:
-        errors = [line for line in result.stderr.splitlines() if "rror" in line or "undefined" in line]
-        raise ToolchainError(
-            f"target '{target.name}': cannot build the kernel: {(errors or ['no message'])[0].strip()}"
-        )
+    kernel, program = folder / "kernel.s", folder / "program"
+    kernel.write_text(assembly, encoding="utf-8")
+    compiler = find_compiler(target)
+    _call([compiler, "-static", "-o", str(program), str(_caller(compiler)), str(kernel), "-lm"], target.name)
     return program
 
 
-def _arguments(blocks: int, arguments: Sequence[tuple[tuple[int, ...], str]]) -> str:
-    """The header that describes the kernel to the program."""
-    rows = []
-    for shape, dtype in arguments:
-        kind = np.dtype(dtype)
-        sizes = ", ".join(map(str, shape))
-        rows.append(f"  {{{_CODES[kind.kind]}, {8 * kind.itemsize}, {len(shape)}, {{{sizes}}}}},\n")
-    most = max(len(shape) for shape, _ in arguments)
-    return (
-        "#include <cstdint>\n"
-        f"constexpr int BLOCKS = {blocks};\n"
-        f"struct Argument {{ int code, bits, ndim; int64_t shape[{max(1, most)}]; }};\n"
-        f"static Argument ARGUMENTS[] = {{\n{''.join(rows)}}};\n"
-    )
+def _caller(compiler: str) -> Path:
+    """The program without a kernel, compiled once."""
+    return Path(_caller_folder(compiler).name) / "counting.o"
+
+
+@functools.cache
+def _caller_folder(compiler: str) -> tempfile.TemporaryDirectory[str]:
+    """The folder of the compiled program; it is deleted when this process ends."""
+    from tvm_ffi import libinfo
+
+    folder = tempfile.TemporaryDirectory(prefix="tvmq-")
+    includes = [f"-I{path}" for path in (libinfo.find_include_path(), libinfo.find_dlpack_include_path())]
+    output = str(Path(folder.name) / "counting.o")
+    _call([compiler, "-std=c++17", "-O1", "-w", *includes, "-c", "-o", output, str(_PROGRAM)], compiler)
+    return folder
+
+
+def _call(command: Sequence[str], name: str) -> None:
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        errors = [line for line in result.stderr.splitlines() if "rror" in line or "undefined" in line]
+        raise ToolchainError(f"{name}: cannot build the kernel: {(errors or ['no message'])[0].strip()}")
+
+
+def _word(shape: Sequence[int], dtype: str) -> str:
+    """An argument of the kernel, as the program reads it."""
+    kind = np.dtype(dtype)
+    return "x".join(map(str, (_CODES[kind.kind], 8 * kind.itemsize, *shape)))

@@ -15,6 +15,7 @@ import socket
 import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,34 @@ from tvm.ir.utils import derived_object
 from tvm.s_tir.meta_schedule.runner import EvaluatorConfig, PyRunner, RPCConfig, RPCRunner, RunnerResult
 
 from tvmq.errors import ToolchainError
+from tvmq.kernels.knobs import Knobs
 from tvmq.runtime.toolchain import find_compiler, link_library
 from tvmq.target import Target
 from tvmq.tuning.in_process import Alive, Builder, Done, reason_of
-from tvmq.tuning.measure import CANDIDATE, DEFAULT, SMALLEST_GAIN, pair_times, random_array
+from tvmq.tuning.measure import CANDIDATE, DEFAULT, SMALLEST_GAIN, Paired, pair_times, random_array
 
-__all__ = ["Host", "LocalHost", "TrackerHost", "compiled", "file_builder", "tensors"]
+__all__ = ["Finalist", "Host", "LocalHost", "TrackerHost", "compiled", "file_builder", "tensors"]
 
 CONNECT_SECONDS = 10
 SESSION_SECONDS = 60
 """Time that a lent machine has for one trial."""
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """A schedule that is better than the default for certain.
+
+    Attributes
+    ----------
+    knobs : dict of str to int
+    function : tirx.PrimFunc
+        The scheduled kernel.
+    times : Paired
+    """
+
+    knobs: Knobs
+    function: tirx.PrimFunc
+    times: Paired
 
 
 class Host(abc.ABC):
@@ -71,6 +90,20 @@ class Host(abc.ABC):
     @abc.abstractmethod
     def runner(self, rounds: int, alive: Alive) -> Any:
         """A runner of MetaSchedule whose results are `rounds` times of each of the two."""
+
+    def best(self, found: Sequence[Finalist]) -> Finalist:
+        """The one to keep of some schedules that are all better than the default.
+
+        Parameters
+        ----------
+        found : sequence of Finalist
+            At least one.
+
+        Returns
+        -------
+        Finalist
+        """
+        return min(found, key=lambda finalist: finalist.times.ratio)
 
     def conditions(self) -> Mapping[str, str]:
         """Under which conditions it was measured so far, for the records."""

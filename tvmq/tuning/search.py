@@ -27,7 +27,7 @@ from tvm.s_tir.meta_schedule.search_strategy import MeasureCandidate, PySearchSt
 
 from tvmq.errors import BoardError, ToolchainError
 from tvmq.kernels.knobs import Knobs
-from tvmq.tuning.hosts import Host
+from tvmq.tuning.hosts import Finalist, Host
 from tvmq.tuning.journal import Journal, Trial
 from tvmq.tuning.measure import Paired, arguments_of
 from tvmq.tuning.tasks import Task
@@ -93,7 +93,7 @@ class Search:
     ) -> None:
         self.promising = [dict(point) for point in promising]
         self.task, self.host, self.journal, self.alive, self.report = task, host, journal, alive, report
-        self.points = task.kind.space(task.function, task.target)
+        self.points = _points(task, host)
         self._default = self._apply(self.points[0] if default is None else default)
         self._arguments = [TensorInfo(dtype, shape) for shape, dtype in arguments_of(task.function)]
         self._target = task.target.tvm_target()
@@ -128,18 +128,30 @@ class Search:
     def finals(self) -> tuple[Knobs, Paired] | None:
         """The best of the journal, measured more often; None if nothing is faster than the default for certain.
 
+        Where costs are simulated, all that cost nearly as little as the best one come to the finals.
+
         Returns
         -------
         tuple of (Knobs, Paired) or None
         """
-        ranked = self.finalists(FINALISTS)
+        ranked = self.finalists(self._count_near() if self.host.simulates else FINALISTS)
         results = self.measure(ranked, FINAL_ROUNDS)
-        found = [(knobs, paired) for knobs, paired in zip(ranked, results, strict=True) if isinstance(paired, Paired)]
-        # What is not faster by more than the times scatter may be slower tomorrow.
-        sure = [
-            (knobs, paired) for knobs, paired in found if paired.ratio + max(paired.spread, self.host.smallest_gain) < 1
+        found = [
+            Finalist(knobs, self._apply(knobs), paired)
+            for knobs, paired in zip(ranked, results, strict=True)
+            if isinstance(paired, Paired)
         ]
-        return min(sure, key=lambda pair: pair[1].ratio, default=None)
+        # What is not faster by more than the times scatter may be slower tomorrow.
+        sure = [item for item in found if item.times.ratio + max(item.times.spread, self.host.smallest_gain) < 1]
+        if not sure:
+            return None
+        best = self.host.best(sure)
+        return best.knobs, best.times
+
+    def _count_near(self) -> int:
+        """How many points of the journal the host cannot tell from the best one."""
+        ratios = [trial.ratio for trial in self.journal.trials if trial.ratio is not None]
+        return sum(ratio * (1 - self.host.smallest_gain) <= min(ratios) for ratio in ratios)
 
     def finalists(self, count: int) -> list[Knobs]:
         """The best points of the journal but the default, the best first.
@@ -297,6 +309,22 @@ class _Features(PyFeatureExtractor):
         new = [candidate for candidate in candidates if candidate not in self.known]
         self.known.update(zip(new, self.extractor.extract_from(context, new), strict=True))
         return [self.known[candidate] for candidate in candidates]
+
+
+def _points(task: Task, host: Host) -> list[Knobs]:
+    """The space, the default first.
+
+    One thread is simulated, to which a schedule that leaves other threads idle is as good as any: such a record would
+    be changed when it is looked up, so it is left out.
+    """
+    points = task.kind.space(task.function, task.target)
+    if not host.simulates:
+        return points
+    return [point for point in points if point == points[0] or _stays(task, point)]
+
+
+def _stays(task: Task, point: Knobs) -> bool:
+    return task.kind.adapted(task.function, task.target, point) == point
 
 
 def _changes(point: Knobs, default: Knobs) -> int:

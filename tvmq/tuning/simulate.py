@@ -21,6 +21,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,11 +37,11 @@ from tvmq.tuning.accesses import touched_lines
 from tvmq.tuning.assembly import dialect_of
 from tvmq.tuning.caches import Misses, simulate
 from tvmq.tuning.executed import Executed, execute, runs_here
-from tvmq.tuning.hosts import Host
+from tvmq.tuning.hosts import Finalist, Host
 from tvmq.tuning.in_process import Alive, Builder, Done, reason_of
 from tvmq.tuning.llvm_mca import find_llvm_mca, steady_cycles
 
-__all__ = ["KernelCosts", "SimulatedHost", "kernel_costs"]
+__all__ = ["Candidate", "KernelCosts", "SimulatedHost", "chosen", "kernel_costs"]
 
 MOST_STACK = 0.1
 """Share of executed instructions that may reach the stack."""
@@ -48,8 +49,6 @@ SMALLEST_GAIN = 0.05
 """Differences of costs below this say nothing about times."""
 LEAST_SHARE = 5e-4
 """Blocks with a smaller share of all instructions count like the average."""
-ROOM = 0.75
-"""Share of the first-level cache that loops may fill for all of their lines to stay there."""
 HERTZ = 1e9
 """Cycles are given as seconds of this clock."""
 
@@ -62,7 +61,7 @@ class KernelCosts:
     ----------
     cycles : float
         By llvm-mca, all in registers and the first-level cache.
-    instructions, vector_instructions, stack_instructions : int
+    instructions, vector_instructions, vector_loads, stack_instructions : int
         Executed.
     misses : Misses
         Lines that move.
@@ -71,6 +70,7 @@ class KernelCosts:
     cycles: float
     instructions: int
     vector_instructions: int
+    vector_loads: int
     stack_instructions: int
     misses: Misses
 
@@ -102,6 +102,50 @@ class KernelCosts:
         return computing + memory if target.pipeline == "in-order" else math.hypot(computing, memory)
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """A schedule and what it costs.
+
+    Attributes
+    ----------
+    knobs : mapping of str to int
+        The point of the space of schedules.
+    cost : float
+        As :meth:`KernelCosts.cost` has it.
+    costs : KernelCosts
+    """
+
+    knobs: Mapping[str, int]
+    cost: float
+    costs: KernelCosts
+
+
+def chosen(candidates: Sequence[Candidate]) -> Candidate:
+    """The best of some schedules, as far as costs can tell.
+
+    Differences of a few percent say nothing: among those that cost nearly as little as the cheapest one, it is the one
+    that moves the fewest lines, reads the fewest vectors, and has the smallest tile.
+
+    Parameters
+    ----------
+    candidates : sequence of Candidate
+        At least one.
+
+    Returns
+    -------
+    Candidate
+    """
+    least = min(candidate.cost for candidate in candidates)
+
+    def prior(candidate: Candidate) -> tuple[int, ...]:
+        knobs = candidate.knobs
+        tile = math.prod(value for name, value in knobs.items() if name != "row_tile")
+        return candidate.costs.misses.level1, candidate.costs.vector_loads, tile
+
+    near = [candidate for candidate in candidates if candidate.cost * (1 - SMALLEST_GAIN) <= least]
+    return min(near, key=prior)
+
+
 def kernel_costs(function: tirx.PrimFunc, target: Target) -> KernelCosts:
     """Count and simulate a kernel.
 
@@ -122,14 +166,14 @@ def kernel_costs(function: tirx.PrimFunc, target: Target) -> KernelCosts:
         See :class:`SimulatedHost`; or if the kernel cannot be built or run.
     """
     executed = execute(function, target)
-    line_bytes = int(target.caches["line_bytes"])
-    most_lines = int(ROOM * target.caches["level1_bytes"]) // line_bytes
+    lines = touched_lines(function, int(target.caches["line_bytes"]))
     return KernelCosts(
         _cycles(executed, target),
         executed.instructions,
         executed.vector_instructions,
+        executed.vector_loads,
         executed.stack_instructions,
-        simulate(touched_lines(function, line_bytes, most_lines), target.caches),
+        simulate(lines, target.caches),
     )
 
 
@@ -207,6 +251,11 @@ class SimulatedHost(Host):
     def runner(self, rounds: int, alive: Alive) -> Any:
         """See :class:`tvmq.tuning.hosts.Host`; costs do not scatter."""
         return _Runner(rounds, alive)
+
+    def best(self, found: Sequence[Finalist]) -> Finalist:
+        """See :class:`tvmq.tuning.hosts.Host` and :func:`chosen`."""
+        candidates = [Candidate(item.knobs, item.times.ratio, self._costs(item.function)) for item in found]
+        return found[candidates.index(chosen(candidates))]
 
     def _costs(self, function: tirx.PrimFunc) -> KernelCosts:
         """Costs of a kernel, found once."""
