@@ -118,7 +118,6 @@ def test_records_of_a_simulation(task, target, tmp_path):
     assert len(host._known) == 2  # nothing is simulated twice
 
 
-@needs_llvm_mca
 def test_schedules_that_leave_threads_idle_are_not_simulated(task):
     core = get_target("raspberry-pi-4")
     kernel = task(size=28, channels=128, target=core)
