@@ -135,10 +135,14 @@ def stems(core) -> Iterator:
 
 
 def task(core, size: int, inputs: int, outputs: int, bits: int, epilogue: str, stride: int = 1, kernel: int = 3):
-    """A convolution of binary weights."""
+    """A convolution of binary weights, by lookups where the core's cost table prefers them."""
+    from tvmq.transform.kernel_choice import rates
+
     padding = (kernel // 2,) * 4
     geometry = {"height": size, "width": size, "kernel": (kernel, kernel), "padding": padding}
-    return convolution(core, workload(core, inputs, outputs, bits, epilogue, strides=(stride, stride), **geometry))
+    work = workload(core, inputs, outputs, bits, epilogue, strides=(stride, stride), **geometry)
+    speed = rates(core, inputs, kernel**2, 1, bits, 0)
+    return convolution(core, of_tables(work) if speed.table > max(speed.planes, speed.bytes) else work)
 
 
 def dense(core, samples: int, inputs: int, outputs: int, bits: int):
@@ -155,6 +159,21 @@ def of_bytes(core, work, gathered: bool):
     operands = Dot(activation_bits=8, weight_bits=8, pair_bound=2 * 255 * 127, gathered=gathered)
     planes = {"activation_planes": 1, "plane_class": ((0,),), "activation_multiplier": (0,), "class_multiplier": (1,)}
     return dataclasses.replace(work, combine="dot", lanes=core.dot_lanes, dot=operands, **planes)
+
+
+def of_tables(work):
+    """The workload with lookups in tables, for a next layer that has them too."""
+    from tvmq.kernels.workload import Table, Thresholds
+
+    window = work.kernel[0] * work.kernel[1] * work.in_channels
+    table = Table(work.activation_planes, window * (2**work.activation_planes - 1))
+    planes = {"activation_planes": 1, "plane_class": ((0,),), "activation_multiplier": (-1,), "class_multiplier": (2,)}
+    epilogue = work.epilogue
+    if isinstance(epilogue, Thresholds):
+        epilogue = dataclasses.replace(epilogue, form="bytes")
+    elif work.thresholds is not None:
+        epilogue = dataclasses.replace(epilogue, thresholds=dataclasses.replace(work.thresholds, form="bytes"))
+    return dataclasses.replace(work, combine="table", table=table, epilogue=epilogue, **planes)
 
 
 def convolution(core, work, width: int | None = None):
