@@ -20,7 +20,7 @@ demo: $(VENV)/.installed
 
 # One thread for numpy's products: there is a process of tests on every core already.
 test: $(VENV)/.tools $(VENV)/.torch cross-tools
-	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto --dist worksteal
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto --dist worksteal --durations 25
 
 lint: $(VENV)/.tools
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
 """On every emulated core, small networks give what the golden executor gives, bit for bit.
 
-They are those of the tests of compiling, of learned bases and of bytes (but for those of eight bits times eight), and
-the networks of codes; not the random ones, those of the zoo, and modules of a few operators.
+They are those of the tests of compiling and of bytes (but for those of eight bits times eight), the networks of codes,
+and of those of learned bases one of every kind; not the random ones, those of the zoo, and modules of a few operators.
 
 A library holds many of them, side by side: there is one run for each core.  LLVM optimizes none of it, which would
 take most of the time; what LLVM optimizes is emulated kernel by kernel, and in a few networks of other tests.
@@ -29,7 +29,6 @@ from tests.networks.small import (
     codebooks,
     convnet,
     images,
-    one_codebook,
     prepared,
     signs_of_a_basis,
     sums_with_an_offset,
@@ -82,11 +81,9 @@ def torch_networks() -> list[tuple[nn.Module, torch.Tensor]]:
         (prepared(Residual()), images(2, 3)),
         (prepared(Concat()), images(2, 3)),
     ]
-    networks += [(LearnedBases(w, a), torch.randn(2, 20, 6, 6)) for w in (2, 3) for a in (1, 2, 3)]
-    weights = (signs_of_a_basis, sums_with_an_offset, one_codebook, codebooks)
-    networks += [
-        (Layers(quantize, weight), torch.randn(1, 20, 9, 7)) for quantize in (Sign(), Shifted(2)) for weight in weights
-    ]
+    networks += [(LearnedBases(w, a), torch.randn(2, 20, 6, 6)) for w, a in ((2, 1), (2, 2), (3, 3))]
+    kinds = ((Sign(), signs_of_a_basis), (Shifted(2), sums_with_an_offset), (Shifted(2), codebooks))
+    networks += [(Layers(*kind), torch.randn(1, 20, 9, 7)) for kind in kinds]
     networks += [(Network(*NETWORKS[name]), torch.rand(1, 3, 28, 28)) for name in ("w4a4", "signed", "eight-bit input")]
     return networks
 
