@@ -15,12 +15,13 @@ except ModuleNotFoundError as error:
 
 from tvmq.nn.conversion import freeze, prepare
 from tvmq.nn.layers import BinaryConv2d, BinaryLinear
-from tvmq.nn.training import clip_weights, parameter_groups, squared_hinge_loss
+from tvmq.nn.training import clip_weights, diverged_layer, parameter_groups, squared_hinge_loss
 
 __all__ = [
     "BinaryConv2d",
     "BinaryLinear",
     "clip_weights",
+    "diverged_layer",
     "freeze",
     "parameter_groups",
     "prepare",

@@ -1,4 +1,4 @@
-"""The three parts of a training loop that binary weights change: clipping, learning rates and the loss."""
+"""The parts of a training loop that low-bit weights change: clipping, learning rates, the loss, and what went wrong."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tvmq.nn.layers import BinaryLayer, binary_layers
 
-__all__ = ["clip_weights", "parameter_groups", "squared_hinge_loss"]
+__all__ = ["clip_weights", "diverged_layer", "parameter_groups", "squared_hinge_loss"]
 
 
 @torch.no_grad()
@@ -87,6 +87,48 @@ def squared_hinge_loss(scores: Tensor, labels: Tensor) -> Tensor:
     """
     targets = F.one_hot(labels.long(), scores.shape[-1]).to(scores.dtype) * 2 - 1
     return torch.clamp(1 - targets * scores, min=0).square().mean()
+
+
+@torch.no_grad()
+def diverged_layer(module: nn.Module, *inputs: Tensor) -> str | None:
+    """The first layer, in the order in which they run, that has or makes a value that is NaN or infinite.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Not changed: it is run in eval mode.
+    *inputs : Tensor
+        A batch on which it diverged.
+
+    Returns
+    -------
+    str or None
+        The layer's dotted name; None if all is finite.
+    """
+    found: list[str] = []
+    names = {child: name for name, child in module.named_modules() if not any(child.children())}
+
+    def look(layer: nn.Module, _arguments: Any, output: Any) -> None:
+        values = [*layer.parameters(), *layer.buffers(), *_tensors(output)]
+        if any(value.is_floating_point() and not torch.isfinite(value).all() for value in values):
+            found.append(names[layer])
+
+    hooks = [layer.register_forward_hook(look) for layer in names]
+    training = {child: child.training for child in module.modules()}
+    try:
+        module.eval()(*inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for child, mode in training.items():
+            child.training = mode
+    return found[0] if found else None
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    if isinstance(output, Tensor):
+        return [output]
+    return [tensor for part in output for tensor in _tensors(part)] if isinstance(output, tuple | list) else []
 
 
 def _glorot_scale(layer: BinaryLayer) -> float:
