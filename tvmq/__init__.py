@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     )
     from tvmq.frontend import load
     from tvmq.methods.gpfq_config import GPFQ
+    from tvmq.methods.lqnets import LQNets
     from tvmq.methods.qnn import QNN
     from tvmq.methods.quantize import quantize
     from tvmq.model import Model
@@ -51,6 +52,7 @@ __all__ = [
     "Bundle",
     "BundleError",
     "InputError",
+    "LQNets",
     "Model",
     "ModelError",
     "RecordError",
@@ -83,6 +85,7 @@ __all__ = [
 # public name -> (module, name there); "" is the module itself
 _HOMES = {
     "GPFQ": ("tvmq.methods.gpfq_config", "GPFQ"),
+    "LQNets": ("tvmq.methods.lqnets", "LQNets"),
     "QNN": ("tvmq.methods.qnn", "QNN"),
     "BoardError": ("tvmq.errors", "BoardError"),
     "Bundle": ("tvmq.runtime.bundle", "Bundle"),

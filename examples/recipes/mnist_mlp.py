@@ -9,6 +9,7 @@ afterwards.  Images are neither shifted nor turned, unless ``--shift`` asks for 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from datasets import load_mnist
@@ -27,7 +28,7 @@ def network(hidden: int) -> nn.Sequential:
     """784 pixels, three hidden layers, ten scores; in float."""
     sizes = [784, hidden, hidden, hidden, 10]
     layers: list[nn.Module] = [nn.Flatten()]
-    for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+    for inputs, outputs in pairwise(sizes):
         layers += [nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs)]
     return nn.Sequential(*layers)
 

@@ -99,7 +99,9 @@ def train(recipe: Recipe, train_set: Examples, test_set: Examples, options: argp
     if options.images is not None:
         train_set = train_set[: options.images]
     if len(train_set) - recipe.held_out < recipe.batch:
-        sys.exit(f"error: --images {len(train_set)} are too few: {recipe.held_out} are held out, a batch {recipe.batch}")
+        sys.exit(
+            f"error: --images {len(train_set)} are too few: {recipe.held_out} are held out, a batch has {recipe.batch}"
+        )
     training = Training(recipe, options)
     held_out = len(train_set) - recipe.held_out
     try:
@@ -154,7 +156,8 @@ class Training:
             left = float(np.mean([entry["seconds"] for entry in curve])) * (epochs - epoch)
             validation = f"validation {row['validation_accuracy']:.2%}  " if len(validation_set) else ""
             print(
-                f"epoch {epoch}/{epochs}  loss {loss:.4f}  {validation}{row['seconds']:.0f} s, {left / 60:.0f} min left",
+                f"epoch {epoch}/{epochs}  loss {loss:.4f}  {validation}"
+                f"{row['seconds']:.0f} s, {left / 60:.0f} min left",
                 flush=True,
             )
 
@@ -248,8 +251,8 @@ class Training:
         self.log["bytes_as_built"] = path.stat().st_size
         write_json(self.folder / "training.json", self.log)
         print(
-            f"test accuracy {self.log['test_accuracy']:.2%} in torch, {self.log['test_accuracy_as_built']:.2%} as built "
-            f"(epoch {self.log['best_epoch']}); wrote {path}"
+            f"test accuracy {self.log['test_accuracy']:.2%} in torch, {self.log['test_accuracy_as_built']:.2%} "
+            f"as built (epoch {self.log['best_epoch']}); wrote {path}"
         )
 
     @torch.no_grad()

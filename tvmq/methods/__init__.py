@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tvmq.methods.gpfq_config import GPFQ
+from tvmq.methods.lqnets import LQNets
 from tvmq.methods.qnn import QNN
 
-__all__ = ["GPFQ", "QNN"]
+__all__ = ["GPFQ", "QNN", "LQNets"]

@@ -14,12 +14,20 @@ except ModuleNotFoundError as error:
     raise ToolchainError("tvmq.nn needs PyTorch, which is not installed: pip install 'tvmq[torch]'") from error
 
 from tvmq.nn.conversion import freeze, prepare
-from tvmq.nn.layers import BinaryConv2d, BinaryLinear
+from tvmq.nn.layers import QuantizedConv2d, QuantizedLinear
+from tvmq.nn.normalization import ShiftBatchNorm1d, ShiftBatchNorm2d
+from tvmq.nn.optimizers import ShiftAdaMax
+from tvmq.nn.recurrent import QuantizedGRU, QuantizedLSTM
 from tvmq.nn.training import clip_weights, diverged_layer, parameter_groups, squared_hinge_loss
 
 __all__ = [
-    "BinaryConv2d",
-    "BinaryLinear",
+    "QuantizedConv2d",
+    "QuantizedGRU",
+    "QuantizedLSTM",
+    "QuantizedLinear",
+    "ShiftAdaMax",
+    "ShiftBatchNorm1d",
+    "ShiftBatchNorm2d",
     "clip_weights",
     "diverged_layer",
     "freeze",

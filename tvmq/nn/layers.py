@@ -1,132 +1,117 @@
-"""Convolution and linear layer with binary weights that binarize their own input.
+"""Convolution and linear layer that quantize their weights, their input and the gradient of their output.
 
-In eval mode a layer is plain operators only: the input's quantizer, ``torch.where(weight >= 0, 1, -1)``, and the
-ordinary convolution or linear operator.  Exporters therefore give standard graphs, and the compiler recognises the
-layer by what it computes, not by its class.  Padding is the convolution's own: zeros, which are neither of the two
-activation values.
+In eval mode a layer is plain operators only: the input's quantizer, the weights' one, and the ordinary convolution or
+linear operator.  Exporters therefore give standard graphs, and the compiler recognises the layer by what it computes,
+not by its class.  Padding is the convolution's own: zeros, which are neither of the two values of a binary activation.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tvmq.errors import InputError
-from tvmq.nn.estimators import ActivationSign, RoundTo8Bits, StochasticSign, WeightSign, round_to_8_bits, sign
+from tvmq.nn.estimators import quantized_gradient
+from tvmq.nn.quantizers import Quantizer
 
-__all__ = ["BinaryConv2d", "BinaryLayer", "BinaryLinear", "binary_layers"]
-
-_INPUTS = ("sign", "input8")
-
-
-class BinaryLayer(nn.Module):
-    """What a binary convolution and a binary linear layer share: the two quantizers.
-
-    Attributes
-    ----------
-    weight : Parameter
-        The latent real weights; or the signs themselves once ``frozen``.
-    input_quantizer : {"sign", "input8"}
-        Binarize the input, or round it to 8 bits in [0, 1].
-    stochastic : bool
-        Draw the input's signs while training.
-    frozen : bool
-        Set by :func:`tvmq.nn.freeze`: ``weight`` holds exactly -1 and +1 and is used as it is.
-    """
-
-    weight: nn.Parameter
-    input_quantizer: str
-    stochastic: bool
-    frozen: bool
-
-    def quantize_input(self, x: Tensor) -> Tensor:
-        """Quantize the layer's input, with an estimated gradient while training."""
-        if self.input_quantizer == "input8":
-            return RoundTo8Bits.apply(x) if self.training else round_to_8_bits(x)
-        if not self.training:
-            return sign(x)
-        return (StochasticSign if self.stochastic else ActivationSign).apply(x)
-
-    def binary_weight(self) -> Tensor:
-        """Exactly -1 and +1, in the shape of ``weight``."""
-        if self.frozen:
-            return self.weight
-        return WeightSign.apply(self.weight) if self.training else sign(self.weight)
-
-    def extra_repr(self) -> str:
-        """Show the quantizer of the input beside the shape."""
-        return f"{super().extra_repr()}, input_quantizer={self.input_quantizer!r}"
-
-    def _configure(self, input_quantizer: str, stochastic: bool) -> None:
-        if input_quantizer not in _INPUTS:
-            raise InputError(
-                f"{type(self).__name__}: input_quantizer={input_quantizer!r} is not supported; use 'sign' or 'input8'"
-            )
-        self.input_quantizer = input_quantizer
-        self.stochastic = stochastic
-        self.frozen = False
+__all__ = ["GradientQuantizer", "QuantizedConv2d", "QuantizedLayer", "QuantizedLinear", "quantized_layers"]
 
 
-class BinaryConv2d(BinaryLayer, nn.Conv2d):
-    """A :class:`torch.nn.Conv2d` with binary weights and a quantized input.
+@dataclass(frozen=True)
+class GradientQuantizer:
+    """How the gradient of a layer's output is rounded on its way back.
+
+    See :func:`tvmq.nn.estimators.quantized_gradient`.
 
     Parameters
     ----------
-    *args, **kwargs
-        As for :class:`torch.nn.Conv2d`.
-    input_quantizer : {"sign", "input8"}
-        Binarize the input, or round it to 8 bits in [0, 1].
-    stochastic : bool
-        Draw the input's signs while training.
-
-    Raises
-    ------
-    InputError
-        For an unknown ``input_quantizer``.
+    bits : int
+    rounding : {"linear", "log"}
     """
 
-    def __init__(self, *args: Any, input_quantizer: str = "sign", stochastic: bool = False, **kwargs: Any) -> None:
-        nn.Conv2d.__init__(self, *args, **kwargs)
-        self._configure(input_quantizer, stochastic)
+    bits: int
+    rounding: str = "linear"
 
-    @classmethod
-    def from_float(cls, layer: nn.Conv2d, input_quantizer: str = "sign", stochastic: bool = False) -> BinaryConv2d:
-        """Take over a float layer: its geometry, and its very parameters as latent weights and bias.
+    def __call__(self, x: Tensor) -> Tensor:
+        """``x``, whose gradient will be rounded."""
+        return quantized_gradient(x, self.bits, self.rounding)
 
-        Parameters
-        ----------
-        layer : nn.Conv2d
-            Not changed.
-        input_quantizer : {"sign", "input8"}
-            Binarize the input, or round it to 8 bits in [0, 1].
-        stochastic : bool
-            Draw the input's signs while training.
 
-        Returns
-        -------
-        BinaryConv2d
-            Shares its parameters with ``layer``.
-        """
-        binary = cls(
-            layer.in_channels,
-            layer.out_channels,
-            layer.kernel_size,
-            stride=layer.stride,
-            padding=layer.padding,
-            dilation=layer.dilation,
-            groups=layer.groups,
-            bias=layer.bias is not None,
-            padding_mode=layer.padding_mode,
-            device="meta",
-            input_quantizer=input_quantizer,
-            stochastic=stochastic,
-        )
-        return _take_over(binary, layer)
+class QuantizedLayer(nn.Module):
+    """What all quantized layers share.
+
+    Attributes
+    ----------
+    gradient_quantizer : GradientQuantizer or None
+    frozen : bool
+        Set by :func:`tvmq.nn.freeze`: the weights lie on their levels already and are used as they are.
+    """
+
+    gradient_quantizer: GradientQuantizer | None
+    frozen: bool
+
+    def weights(self) -> dict[str, Quantizer]:
+        """The quantizers of the latent weights, by the names of the parameters."""
+        raise NotImplementedError
+
+    def quantized_weight(self, name: str) -> Tensor:
+        """A weight on its levels, with the estimated gradient while training."""
+        weight = getattr(self, name)
+        return weight if self.frozen else self.weights()[name](weight)
+
+    def with_gradient(self, output: Tensor) -> Tensor:
+        """The layer's output, whose gradient is quantized if the layer says so."""
+        return output if self.gradient_quantizer is None or not self.training else self.gradient_quantizer(output)
+
+
+class _WeightedLayer(QuantizedLayer):
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    weight_quantizer: Quantizer
+    input_quantizer: Quantizer
+
+    def weights(self) -> dict[str, Quantizer]:
+        """The quantizer of the weight."""
+        return {"weight": self.weight_quantizer}
+
+    def take_over(
+        self, layer: nn.Module, weight: Quantizer, activation: Quantizer, gradient: GradientQuantizer | None
+    ) -> None:
+        """Use the very parameters of a float layer, so that parameters which layers share stay shared."""
+        self.weight, self.bias = layer.weight, layer.bias
+        self.weight_quantizer, self.input_quantizer, self.gradient_quantizer = weight, activation, gradient
+        self.frozen = False
+        self.train(layer.training)
+
+
+class QuantizedConv2d(_WeightedLayer, nn.Conv2d):
+    """A :class:`torch.nn.Conv2d` with quantized weights and a quantized input.
+
+    Parameters
+    ----------
+    layer : nn.Conv2d
+        Its geometry and its very parameters are taken over, as latent weights and bias; itself it is not changed.
+    weight : Quantizer
+        Of the weights.
+    activation : Quantizer
+        Of the input.
+    gradient : GradientQuantizer, optional
+        Of the output's gradient.
+    """
+
+    def __init__(
+        self, layer: nn.Conv2d, weight: Quantizer, activation: Quantizer, gradient: GradientQuantizer | None = None
+    ) -> None:
+        geometry = ("stride", "padding", "dilation", "groups", "padding_mode")
+        options: dict[str, Any] = {name: getattr(layer, name) for name in geometry}
+        nn.Conv2d.__init__(self, layer.in_channels, layer.out_channels, layer.kernel_size, device="meta", **options)
+        self.take_over(layer, weight, activation, gradient)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve the quantized input with the binary weights.
+        """Convolve.
 
         Parameters
         ----------
@@ -136,63 +121,35 @@ class BinaryConv2d(BinaryLayer, nn.Conv2d):
         Returns
         -------
         Tensor
-            ``[batch, out_channels, height, width]``: integers where the input is binary (before the bias).
+            ``[batch, out_channels, height, width]``.
         """
-        return self._conv_forward(self.quantize_input(x), self.binary_weight(), self.bias)
+        weight = self.quantized_weight("weight")
+        return self.with_gradient(self._conv_forward(self.input_quantizer(x), weight, self.bias))
 
 
-class BinaryLinear(BinaryLayer, nn.Linear):
-    """A :class:`torch.nn.Linear` with binary weights and a quantized input.
+class QuantizedLinear(_WeightedLayer, nn.Linear):
+    """A :class:`torch.nn.Linear` with quantized weights and a quantized input.
 
     Parameters
     ----------
-    *args, **kwargs
-        As for :class:`torch.nn.Linear`.
-    input_quantizer : {"sign", "input8"}
-        Binarize the input, or round it to 8 bits in [0, 1].
-    stochastic : bool
-        Draw the input's signs while training.
-
-    Raises
-    ------
-    InputError
-        For an unknown ``input_quantizer``.
+    layer : nn.Linear
+        Its very parameters are taken over, as latent weights and bias; itself it is not changed.
+    weight : Quantizer
+        Of the weights.
+    activation : Quantizer
+        Of the input.
+    gradient : GradientQuantizer, optional
+        Of the output's gradient.
     """
 
-    def __init__(self, *args: Any, input_quantizer: str = "sign", stochastic: bool = False, **kwargs: Any) -> None:
-        nn.Linear.__init__(self, *args, **kwargs)
-        self._configure(input_quantizer, stochastic)
-
-    @classmethod
-    def from_float(cls, layer: nn.Linear, input_quantizer: str = "sign", stochastic: bool = False) -> BinaryLinear:
-        """Take over a float layer: its geometry, and its very parameters as latent weights and bias.
-
-        Parameters
-        ----------
-        layer : nn.Linear
-            Not changed.
-        input_quantizer : {"sign", "input8"}
-            Binarize the input, or round it to 8 bits in [0, 1].
-        stochastic : bool
-            Draw the input's signs while training.
-
-        Returns
-        -------
-        BinaryLinear
-            Shares its parameters with ``layer``.
-        """
-        binary = cls(
-            layer.in_features,
-            layer.out_features,
-            bias=layer.bias is not None,
-            device="meta",
-            input_quantizer=input_quantizer,
-            stochastic=stochastic,
-        )
-        return _take_over(binary, layer)
+    def __init__(
+        self, layer: nn.Linear, weight: Quantizer, activation: Quantizer, gradient: GradientQuantizer | None = None
+    ) -> None:
+        nn.Linear.__init__(self, layer.in_features, layer.out_features, device="meta")
+        self.take_over(layer, weight, activation, gradient)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Multiply the quantized input by the binary weights.
+        """Multiply.
 
         Parameters
         ----------
@@ -202,22 +159,22 @@ class BinaryLinear(BinaryLayer, nn.Linear):
         Returns
         -------
         Tensor
-            ``[..., out_features]``: integers where the input is binary (before the bias).
+            ``[..., out_features]``.
         """
-        return F.linear(self.quantize_input(x), self.binary_weight(), self.bias)
+        return self.with_gradient(F.linear(self.input_quantizer(x), self.quantized_weight("weight"), self.bias))
 
 
-def binary_layers(module: nn.Module) -> list[BinaryLayer]:
-    """All binary layers of a module.
+def quantized_layers(module: nn.Module) -> list[QuantizedLayer]:
+    """All quantized layers of a module.
 
     Parameters
     ----------
     module : nn.Module
-        Made by :func:`tvmq.nn.prepare`, or containing binary layers.
+        Made by :func:`tvmq.prepare`, or containing quantized layers.
 
     Returns
     -------
-    list of BinaryLayer
+    list of QuantizedLayer
         In the order of ``module.modules()``; never empty.
 
     Raises
@@ -225,14 +182,7 @@ def binary_layers(module: nn.Module) -> list[BinaryLayer]:
     InputError
         If there is none: the module was never prepared.
     """
-    layers = [layer for layer in module.modules() if isinstance(layer, BinaryLayer)]
+    layers = [layer for layer in module.modules() if isinstance(layer, QuantizedLayer)]
     if not layers:
-        raise InputError(f"{type(module).__name__} contains no binary layer; make one with tvmq.prepare first")
+        raise InputError(f"{type(module).__name__} contains no quantized layer; make one with tvmq.prepare first")
     return layers
-
-
-def _take_over(binary: Any, layer: nn.Conv2d | nn.Linear) -> Any:
-    binary.weight = layer.weight
-    binary.bias = layer.bias
-    binary.train(layer.training)
-    return binary

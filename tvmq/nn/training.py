@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tvmq.nn.layers import BinaryLayer, binary_layers
+from tvmq.nn.layers import quantized_layers
 
 __all__ = ["clip_weights", "diverged_layer", "parameter_groups", "squared_hinge_loss"]
 
@@ -18,7 +18,8 @@ __all__ = ["clip_weights", "diverged_layer", "parameter_groups", "squared_hinge_
 def clip_weights(module: nn.Module) -> None:
     """Clip the latent weights of all binary layers to [-1, 1]; call it after each step of the optimiser.
 
-    Without it a latent weight drifts so far from zero that no gradient can flip its sign any more.
+    Without it a latent weight drifts so far from zero that no gradient can flip its sign any more.  Weights of more
+    bits, and those on learned levels, stay as they are: their levels follow them.
 
     Parameters
     ----------
@@ -28,10 +29,10 @@ def clip_weights(module: nn.Module) -> None:
     Raises
     ------
     InputError
-        If there is no binary layer in the module.
+        If there is no quantized layer in the module.
     """
-    for layer in binary_layers(module):
-        layer.weight.clamp_(-1.0, 1.0)
+    for weight in _binary_weights(module):
+        weight.clamp_(-1.0, 1.0)
 
 
 def parameter_groups(module: nn.Module, lr: float) -> list[dict[str, Any]]:
@@ -43,7 +44,7 @@ def parameter_groups(module: nn.Module, lr: float) -> list[dict[str, Any]]:
     Parameters
     ----------
     module : nn.Module
-        Made by :func:`prepare`, or containing binary layers.
+        Made by :func:`tvmq.prepare`, or containing quantized layers.
     lr : float
         The common learning rate.
 
@@ -55,19 +56,19 @@ def parameter_groups(module: nn.Module, lr: float) -> list[dict[str, Any]]:
     Raises
     ------
     InputError
-        If there is no binary layer in the module.
+        If there is no quantized layer in the module.
 
     Examples
     --------
-    >>> from tvmq.nn import BinaryLinear
-    >>> [group["lr"] for group in parameter_groups(BinaryLinear(100, 50), lr=0.1)]
+    >>> import tvmq
+    >>> [group["lr"] for group in parameter_groups(tvmq.prepare(nn.Linear(100, 50), tvmq.QNN()), lr=0.1)]
     [0.1, 1.0]
     """
     # Keyed by identity: a weight that two layers share must reach the optimiser once.
-    binary = {id(layer.weight): layer for layer in binary_layers(module)}
+    binary = {id(weight): weight for weight in _binary_weights(module)}
     plain = [parameter for parameter in module.parameters() if id(parameter) not in binary]
     groups: list[dict[str, Any]] = [{"params": plain, "lr": lr}] if plain else []
-    return groups + [{"params": [layer.weight], "lr": lr * _glorot_scale(layer)} for layer in binary.values()]
+    return groups + [{"params": [weight], "lr": lr * _glorot_scale(weight)} for weight in binary.values()]
 
 
 def squared_hinge_loss(scores: Tensor, labels: Tensor) -> Tensor:
@@ -131,7 +132,12 @@ def _tensors(output: Any) -> list[Tensor]:
     return [tensor for part in output for tensor in _tensors(part)] if isinstance(output, tuple | list) else []
 
 
-def _glorot_scale(layer: BinaryLayer) -> float:
-    outputs, inputs = layer.weight.shape[:2]
-    area = math.prod(layer.weight.shape[2:])
+def _binary_weights(module: nn.Module) -> list[nn.Parameter]:
+    layers = quantized_layers(module)
+    return [getattr(layer, name) for layer in layers for name, own in layer.weights().items() if own.clips]
+
+
+def _glorot_scale(weight: Tensor) -> float:
+    outputs, inputs = weight.shape[:2]
+    area = math.prod(weight.shape[2:])
     return 1 / math.sqrt(1.5 / (inputs * area + outputs * area))
