@@ -16,6 +16,7 @@ def test_the_defaults_are_the_papers():
     assert (config.first_layer, config.last_layer) == ("input8", "quantized")
     assert config.skip == ()
     assert not config.stochastic
+    assert config.gradients is None
 
 
 @pytest.mark.parametrize("first_layer", ["float", "input8", "quantized"])
@@ -28,10 +29,15 @@ def test_legal_values_are_accepted(first_layer, last_layer):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"weights": 2}, "weights=2 is not supported; the only supported bit width is weights=1"),
-        ({"weights": "ternary"}, "weights='ternary' is not supported"),
+        ({"weights": 9}, r"weights=9 is not supported; use 'ternary' or 1 to 8 \(bits\)"),
+        ({"weights": 0}, "weights=0 is not supported"),
+        ({"weights": "binary"}, "weights='binary' is not supported"),
         ({"weights": True}, "weights=True is not supported"),
-        ({"activations": 4}, "activations=4 is not supported; the only supported bit width is activations=1"),
+        ({"activations": 32}, r"activations=32 is not supported; use None or 1 to 8 \(bits\)"),
+        ({"gradients": 2.0}, r"gradients=2.0 is not supported; use None or 1 to 8 \(bits\)"),
+        ({"gradients": 1, "rounding": "log"}, "gradients=1 has no powers of two to choose from"),
+        ({"rounding": "floor"}, "rounding='floor' is not supported; use one of 'linear', 'log'"),
+        ({"signed": 0}, "signed=0 is not supported; use True or False"),
         ({"first_layer": "int8"}, "first_layer='int8' is not supported; use one of 'float', 'input8', 'quantized'"),
         ({"first_layer": ["float"]}, r"first_layer=\['float'\] is not supported"),
         ({"last_layer": "input8"}, "last_layer='input8' is not supported; use one of 'float', 'quantized'"),

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from tvmq.errors import InputError
-from tvmq.methods import QNN
-from tvmq.nn import clip_weights, parameter_groups, prepare, squared_hinge_loss
+from tvmq.methods import QNN, LQNets
+from tvmq.nn import clip_weights, diverged_layer, parameter_groups, prepare, squared_hinge_loss
 
 
 def small_network() -> nn.Module:
@@ -55,7 +55,7 @@ def test_an_optimiser_accepts_shared_weights_once():
 
 @pytest.mark.parametrize("helper", [clip_weights, lambda module: parameter_groups(module, 0.1)])
 def test_an_unprepared_network_is_refused(helper):
-    with pytest.raises(InputError, match="Linear contains no binary layer"):
+    with pytest.raises(InputError, match="Linear contains no quantized layer"):
         helper(nn.Linear(2, 2))
 
 
@@ -82,3 +82,31 @@ def test_a_binary_network_learns():
     accuracy = (net.eval()(x).argmax(1) == labels).float().mean().item()
     assert accuracy > 0.9
     assert all(layer.weight.abs().max() <= 1 for layer in (net[0], net[2]))
+
+
+@pytest.mark.parametrize("config", [QNN(weights=2), QNN(weights="ternary"), LQNets(first_layer="quantized")])
+def test_weights_of_other_levels_are_neither_clipped_nor_scaled(config):
+    net = prepare(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), config)
+    with torch.no_grad():
+        net[0].weight.fill_(5.0)
+    clip_weights(net)
+    assert net[0].weight.eq(5.0).all()
+    assert [group["lr"] for group in parameter_groups(net, lr=0.1)] == [0.1]
+
+
+def test_the_layer_that_diverged_is_named():
+    net = small_network()
+    x = torch.rand(2, 2, 4, 4)
+    assert diverged_layer(net, x) is None
+    with torch.no_grad():
+        net[1].running_var[2] = math.inf
+    assert diverged_layer(net, x) == "1"
+    with torch.no_grad():
+        net[0].weight[0, 0, 0, 0] = math.nan
+    assert diverged_layer(net, x) == "0"
+    assert net.training and net[1].training
+
+
+def test_inputs_that_overflow_are_found_in_the_layer_that_makes_them():
+    net = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
+    assert diverged_layer(net, torch.tensor([[math.nan]])) == "0"

@@ -15,7 +15,16 @@ import torch
 from torch import Tensor, distributed
 
 from tvmq.nn.estimators import staircase, straight_through
-from tvmq.nn.qem import code_table, fitted_basis, level_statistics, nearest_levels, sorted_levels, thresholds_between
+from tvmq.nn.qem import (
+    ACTIVATION_RIDGE,
+    WEIGHT_RIDGE,
+    code_table,
+    fitted_basis,
+    level_statistics,
+    nearest_levels,
+    sorted_levels,
+    thresholds_between,
+)
 from tvmq.nn.quantizers import Quantizer
 
 __all__ = ["LearnedActivation", "LearnedWeight"]
@@ -41,6 +50,7 @@ class _Learned(Quantizer):
         int64 scalar: ``t`` above.
     """
 
+    ridge: float
     basis: Tensor
     levels: Tensor
     thresholds: Tensor
@@ -92,7 +102,7 @@ class _Learned(Quantizer):
             both = torch.stack([counts, sums])
             distributed.all_reduce(both)
             counts, sums = both.unbind(0)
-        best = fitted_basis(counts, sums, table[order], self.basis)
+        best = fitted_basis(counts, sums, table[order], self.basis, self.ridge)
         self.steps.add_(1)
         self.average.mul_(DECAY).add_(((1 - DECAY) * best).to(self.average.dtype))
         debiased = self.average.double() / (1 - DECAY ** self.steps.double())
@@ -112,6 +122,8 @@ class LearnedWeight(_Learned):
     weight : Tensor
         The weights, for shape, dtype and device: the first basis is that of the He initialisation, as in the original.
     """
+
+    ridge = WEIGHT_RIDGE
 
     def __init__(self, bits: int, weight: Tensor) -> None:
         outputs, area = len(weight), math.prod(weight.shape[2:])
@@ -138,6 +150,8 @@ class LearnedActivation(_Learned):
         Codes are signs, for values of both signs such as those of tanh, and the gradient passes down to the lowest
         level too; else bits, for values after a ReLU.
     """
+
+    ridge = ACTIVATION_RIDGE
 
     def __init__(self, bits: int, signed: bool = False) -> None:
         basis = NORMAL_QUARTILE * 2 / (2**bits - 1) * 2.0 ** torch.arange(bits)

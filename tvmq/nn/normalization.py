@@ -11,8 +11,8 @@ powers of two as well: with ``n = AP2(c * s)`` and ``g = grad * AP2(gamma)``,
     grad_x     = s * (g - mean(g) - n * mean(g * n))
     grad_gamma = sum(grad * n),   grad_beta = sum(grad)
 
-In eval mode mean and ``1 / sqrt(var)`` are moving averages, of which the nearest power of two is taken when they are
-used: the layer is one shift and one sum per channel.
+In eval mode mean and ``1 / sqrt(var)`` are moving averages, of which the nearest power of two is taken when the mode is
+entered: the layer is one shift and one sum per channel, and both are constants for an exporter.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ class _ShiftBatchNorm(nn.Module):
     dimensions: tuple[int, ...]
     running_mean: Tensor
     running_inverse: Tensor
+    factor: Tensor
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.125) -> None:
         super().__init__()
@@ -65,9 +66,17 @@ class _ShiftBatchNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_features))
         self.register_buffer("running_mean", torch.zeros(num_features))
         self.register_buffer("running_inverse", torch.ones(num_features))
+        self.register_buffer("factor", torch.ones(num_features))
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}"
+
+    def train(self, mode: bool = True) -> nn.Module:
+        """Enter training mode, or eval mode, for which the factors are fixed."""
+        if not mode:
+            with torch.no_grad():
+                self.factor.copy_(ap2(self.running_inverse) * ap2(self.weight))
+        return super().train(mode)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the channels, which are the second dimension of ``x``."""
@@ -81,8 +90,7 @@ class _ShiftBatchNorm(nn.Module):
                 self.running_inverse.lerp_(inverse.flatten(), self.momentum)
             return y
         shape = (1, -1, *[1] * (x.ndim - 2))
-        factor = ap2(self.running_inverse) * ap2(self.weight)
-        return (x - self.running_mean.reshape(shape)) * factor.reshape(shape) + self.bias.reshape(shape)
+        return (x - self.running_mean.reshape(shape)) * self.factor.reshape(shape) + self.bias.reshape(shape)
 
 
 class ShiftBatchNorm1d(_ShiftBatchNorm):

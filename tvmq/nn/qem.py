@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "RIDGE",
+    "ACTIVATION_RIDGE",
+    "WEIGHT_RIDGE",
     "code_table",
     "fitted_basis",
     "level_statistics",
@@ -32,8 +33,10 @@ __all__ = [
     "thresholds_between",
 ]
 
-RIDGE = 1e-4
-"""Of the original implementation, for weights; activations have none there, and fail where a code does not occur."""
+WEIGHT_RIDGE = 1e-4
+"""As in the original implementation."""
+ACTIVATION_RIDGE = 1e-7
+"""The original has none and fails where a code does not occur; this one is too small to be seen where all do."""
 
 
 def code_table(bits: int, signed: bool, like: Tensor) -> Tensor:
@@ -150,7 +153,7 @@ def nearest_levels(x: Tensor, thresholds: Tensor, levels: Tensor) -> Tensor:
     return result.addcmul_(before, levels[:, -1:])
 
 
-def fitted_basis(counts: Tensor, sums: Tensor, codes: Tensor, basis: Tensor) -> Tensor:
+def fitted_basis(counts: Tensor, sums: Tensor, codes: Tensor, basis: Tensor, ridge: float) -> Tensor:
     """Step 2: the basis that fits the values of each row best, given their levels.
 
     Parameters
@@ -161,6 +164,8 @@ def fitted_basis(counts: Tensor, sums: Tensor, codes: Tensor, basis: Tensor) -> 
         ``[rows, L, K]``: the code of each level.
     basis : Tensor
         ``[rows, K]``: the one before, which the ridge pulls to.
+    ridge : float
+        Not negative.
 
     Returns
     -------
@@ -169,7 +174,7 @@ def fitted_basis(counts: Tensor, sums: Tensor, codes: Tensor, basis: Tensor) -> 
     """
     codes = codes.double()
     weighted = codes * counts[:, :, None]
-    ridge = RIDGE * torch.eye(codes.shape[2], dtype=torch.float64, device=codes.device)
-    matrix = codes.transpose(1, 2) @ weighted + ridge
-    right = (codes.transpose(1, 2) @ sums[:, :, None])[:, :, 0] + RIDGE * basis.double()
+    diagonal = ridge * torch.eye(codes.shape[2], dtype=torch.float64, device=codes.device)
+    matrix = codes.transpose(1, 2) @ weighted + diagonal
+    right = (codes.transpose(1, 2) @ sums[:, :, None])[:, :, 0] + ridge * basis.double()
     return torch.linalg.solve(matrix, right)

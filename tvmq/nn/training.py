@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tvmq.nn.layers import quantized_layers
+from tvmq.nn.layers import QuantizedLayer, quantized_layers
+from tvmq.nn.quantizers import Quantizer
 
 __all__ = ["clip_weights", "diverged_layer", "parameter_groups", "squared_hinge_loss"]
 
@@ -107,7 +108,12 @@ def diverged_layer(module: nn.Module, *inputs: Tensor) -> str | None:
         The layer's dotted name; None if all is finite.
     """
     found: list[str] = []
-    names = {child: name for name, child in module.named_modules() if not any(child.children())}
+    quantizers = {part for part in module.modules() if isinstance(part, Quantizer)}
+    names = {
+        layer: name
+        for name, layer in module.named_modules()
+        if isinstance(layer, QuantizedLayer) or (layer not in quantizers and not any(layer.children()))
+    }
 
     def look(layer: nn.Module, _arguments: Any, output: Any) -> None:
         values = [*layer.parameters(), *layer.buffers(), *_tensors(output)]

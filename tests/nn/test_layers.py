@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from tvmq.errors import InputError
-from tvmq.nn import BinaryConv2d, BinaryLinear
+from tvmq.nn.layers import GradientQuantizer, QuantizedConv2d, QuantizedLinear, quantized_layers
+from tvmq.nn.quantizers import BinaryActivation, BinaryWeight, EightBitInput, LinearActivation, LinearWeight
 
 GEOMETRIES = [
     {"kernel_size": 3, "padding": 1},
@@ -16,11 +17,16 @@ GEOMETRIES = [
 ]
 
 
+def binary_linear(inputs, outputs, activation=None, **options):
+    return QuantizedLinear(nn.Linear(inputs, outputs, **options), BinaryWeight(), activation or BinaryActivation())
+
+
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-@pytest.mark.parametrize("input_quantizer", ["sign", "input8"])
-def test_training_and_evaluation_compute_the_same(geometry, input_quantizer):
+@pytest.mark.parametrize("activation", [BinaryActivation(), EightBitInput(), LinearActivation(3)])
+def test_training_and_evaluation_compute_the_same(geometry, activation):
     torch.manual_seed(0)
-    layer = BinaryConv2d(4, 6, input_quantizer=input_quantizer, **geometry)
+    float_layer = nn.Conv2d(4, 6, **geometry)
+    layer = QuantizedConv2d(float_layer, LinearWeight(2, float_layer.weight), activation, GradientQuantizer(6))
     x = torch.randn(2, 4, 9, 8)
     torch.testing.assert_close(layer.train()(x), layer.eval()(x), rtol=0, atol=0)
 
@@ -29,7 +35,7 @@ def test_training_and_evaluation_compute_the_same(geometry, input_quantizer):
 def test_a_convolution_is_the_float_one_on_signs(geometry):
     torch.manual_seed(1)
     reference = nn.Conv2d(4, 6, **geometry)
-    layer = BinaryConv2d.from_float(reference).eval()
+    layer = QuantizedConv2d(reference, BinaryWeight(), BinaryActivation()).eval()
     x = torch.randn(2, 4, 9, 8)
     with torch.no_grad():
         actual = layer(x)
@@ -38,7 +44,7 @@ def test_a_convolution_is_the_float_one_on_signs(geometry):
 
 
 def test_padding_is_zero_and_so_neither_sign():
-    layer = BinaryConv2d(1, 1, 3, padding=1, bias=False).eval()
+    layer = QuantizedConv2d(nn.Conv2d(1, 1, 3, padding=1, bias=False), BinaryWeight(), BinaryActivation()).eval()
     nn.init.ones_(layer.weight)
     # Nine ones in the middle, six at an edge, four in a corner: padding with a sign would give other counts.
     sums = layer(torch.ones(1, 1, 3, 3))
@@ -46,13 +52,13 @@ def test_padding_is_zero_and_so_neither_sign():
 
 
 def test_zero_counts_as_positive_in_inputs_and_weights():
-    layer = BinaryLinear(3, 1, bias=False).eval()
+    layer = binary_linear(3, 1, bias=False).eval()
     nn.init.zeros_(layer.weight)
     assert layer(torch.zeros(1, 3)).item() == 3.0
 
 
 def test_the_first_layer_reads_8_bits():
-    layer = BinaryLinear(2, 1, bias=False, input_quantizer="input8").eval()
+    layer = binary_linear(2, 1, EightBitInput(), bias=False).eval()
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[0.5, -0.5]]))
     # 0.3 * 255 = 76.5 rounds up to 77; 1.7 is clamped to 255.
@@ -61,7 +67,7 @@ def test_the_first_layer_reads_8_bits():
 
 def test_gradients_are_those_of_the_estimators():
     torch.manual_seed(2)
-    layer = BinaryLinear(5, 3)
+    layer = binary_linear(5, 3)
     with torch.no_grad():
         layer.weight.mul_(8)
     x = (2 * torch.randn(4, 5)).requires_grad_()
@@ -74,9 +80,22 @@ def test_gradients_are_those_of_the_estimators():
     torch.testing.assert_close(layer.bias.grad, upstream.sum(0))
 
 
+def test_gradients_of_the_output_are_rounded_before_both_products():
+    torch.manual_seed(3)
+    layer = QuantizedLinear(nn.Linear(5, 3), BinaryWeight(), BinaryActivation(), GradientQuantizer(2))
+    x = (torch.rand(4, 5) - 0.5).requires_grad_()
+    upstream = torch.randn(4, 3)
+    layer(x).backward(upstream)
+    # Two bits: minus the largest, zero, the largest; so all gradients are whole numbers of the largest.
+    largest = upstream.abs().max()
+    for gradient in (layer.bias.grad, layer.weight.grad, x.grad):
+        assert gradient.any()
+        torch.testing.assert_close(gradient / largest, (gradient / largest).round())
+
+
 def test_drawing_happens_only_in_training():
     torch.manual_seed(3)
-    layer = BinaryLinear(64, 8, stochastic=True)
+    layer = binary_linear(64, 8, BinaryActivation(stochastic=True))
     x = torch.zeros(1, 64)
     assert not torch.equal(layer.train()(x), layer(x))
     expected = F.linear(torch.ones(1, 64), torch.where(layer.weight >= 0, 1.0, -1.0), layer.bias)
@@ -84,14 +103,14 @@ def test_drawing_happens_only_in_training():
 
 
 def test_a_layer_learns_in_double_precision_too():
-    layer = BinaryConv2d(1, 1, 3).double()
-    assert layer(torch.randn(1, 1, 4, 4, dtype=torch.float64)).dtype == torch.float64
+    layer = binary_linear(3, 2).double()
+    assert layer(torch.randn(1, 3, dtype=torch.float64)).dtype == torch.float64
 
 
-def test_the_representation_names_the_quantizer():
-    assert "input_quantizer='input8'" in repr(BinaryConv2d(1, 2, 3, input_quantizer="input8"))
+def test_the_representation_names_the_quantizers():
+    assert "EightBitInput(bits=8)" in repr(binary_linear(1, 2, EightBitInput()))
 
 
-def test_an_unknown_quantizer_is_refused():
-    with pytest.raises(InputError, match="input_quantizer='int8' is not supported; use 'sign' or 'input8'"):
-        BinaryLinear(1, 1, input_quantizer="int8")
+def test_a_float_network_has_no_quantized_layer():
+    with pytest.raises(InputError, match="Linear contains no quantized layer"):
+        quantized_layers(nn.Linear(1, 1))
