@@ -213,6 +213,27 @@ def test_equispaced_levels_are_recognised(count, first, unit):
     np.testing.assert_allclose(encoding.values(codes), levels, rtol=1e-5, atol=1e-6 * np.abs(levels).max())
 
 
+@pytest.mark.parametrize(
+    "levels, expected",
+    [
+        ([0.0, 0.125, 0.25, 0.5, 1.0], [0, 1, 2, 4, 8]),
+        ([-3.0, -0.75, 0.0, 0.75], [0, 3, 4, 5]),
+        ([-1.5, -0.5, 2.5], [0, 1, 4]),
+        ([0.0, 1.0, 255.0], [0, 1, 255]),
+    ],
+)
+def test_some_levels_of_a_grid_are_recognised(levels, expected):
+    encoding, codes = Encoding.of_grid_levels(levels)
+    assert encoding.is_integer
+    assert codes.tolist() == expected
+    np.testing.assert_allclose(encoding.values(codes), levels, rtol=1e-6)
+
+
+@pytest.mark.parametrize("levels", [[0.0, 1.0, 2.5], [0.0, 1.0, 256.0], [0.1, 1.1, 3.1], [1.0], [0.0, 0.0]])
+def test_levels_of_no_grid_are_not(levels):
+    assert Encoding.of_grid_levels(levels) is None
+
+
 @pytest.mark.parametrize("levels", [[0.0, 1.0, 3.0], [0.1, 1.1], [1.0], [0.0, 0.0], list(range(300))])
 def test_other_levels_are_not(levels):
     assert Encoding.of_levels(np.array(levels)) is None

@@ -275,6 +275,8 @@ class Encoding:
     def of_levels(cls, levels: Sequence[float] | np.ndarray) -> tuple[Encoding, np.ndarray] | None:
         """An integer encoding whose values are the given equispaced levels.
 
+        :meth:`of_grid_levels` takes levels with gaps between them.
+
         Parameters
         ----------
         levels : ascending floats
@@ -302,6 +304,36 @@ class Encoding:
                 encoding = cls(halves * 2 ** np.arange(planes), np.array(int(first)), np.float32(unit))
                 return encoding, np.arange(count, dtype=np.uint8)
         return None
+
+    @classmethod
+    def of_grid_levels(cls, levels: Sequence[float] | np.ndarray) -> tuple[Encoding, np.ndarray] | None:
+        """An integer encoding among whose values are the given levels: some of those of an equispaced grid.
+
+        Powers of two are such levels: 0, 1/8, 1/4, 1/2 and 1 are the codes 0, 1, 2, 4 and 8 of a grid of nine.
+
+        Parameters
+        ----------
+        levels : ascending floats
+            At least 2.
+
+        Returns
+        -------
+        (Encoding, uint8 array) or None
+            The code of each level; None when the levels are not whole numbers of the smallest gap apart, or the grid
+            would have more than 256 levels.
+        """
+        levels = np.asarray(levels, np.float64)
+        if len(levels) < 2 or np.diff(levels).min() <= 0:
+            return None
+        numbers = np.round((levels - levels[0]) / np.diff(levels).min()).astype(np.int64)
+        last = int(numbers[-1])
+        if last >= 2**MAX_PLANES:
+            return None
+        grid = levels[0] + (levels[-1] - levels[0]) / last * np.arange(last + 1)
+        if np.abs(grid[numbers] - levels).max() > 1e-6 * np.abs(levels).max():
+            return None
+        found = cls.of_levels(grid)
+        return None if found is None else (found[0], numbers.astype(np.uint8))
 
 
 def _leading(array: np.ndarray, ndim: int) -> np.ndarray:

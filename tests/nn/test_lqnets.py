@@ -169,7 +169,7 @@ def trained(config, steps=12):
         tvmq.LQNets(weights=3, activations=3),
         tvmq.QNN(weights=2, activations=2, signed=False, first_layer="float", last_layer="float"),
         tvmq.QNN(weights="ternary", activations=3, first_layer="float", last_layer="float"),
-        tvmq.QNN(weights=3, activations=2, rounding="log", first_layer="float", last_layer="float"),
+        tvmq.QNN(weights=1, activations=3, rounding="log", signed=False, first_layer="float", last_layer="float"),
     ],
     ids=str,
 )

@@ -14,7 +14,8 @@ A chain of elementwise operations with scalar constants is a function of one flo
 comparison, a rounding) and all are monotone, the chain is a staircase, and so is the sum of two that rise.  Its steps
 are found by bisection over *all* float32 numbers in order: the thresholds are exact for every input, rounding of the
 chain's own arithmetic included.  Chains without a step, with more than 256 levels, or with levels that are neither
-equispaced nor subset sums of at most four numbers above the lowest are left alone.
+equispaced, nor subset sums of at most four numbers above the lowest, nor some levels of an equispaced grid of at most
+256, are left alone.
 """
 
 from __future__ import annotations
@@ -188,7 +189,9 @@ class _Recognizer(BindingRewriter):
         thresholds, levels = steps
         descending = levels[0] > levels[-1]
         ascending = levels[::-1] if descending else levels
-        encoded = Encoding.of_levels(ascending) or Encoding.of_basis_levels(ascending)
+        encoded = (
+            Encoding.of_levels(ascending) or Encoding.of_basis_levels(ascending) or Encoding.of_grid_levels(ascending)
+        )
         if encoded is None:
             return None
         encoding, codes = encoded
