@@ -50,7 +50,7 @@ def main() -> None:
         print(f"{bits} bits: {rows[-1]['milliseconds']:.2f} ms ({rows[-1]['minimum']:.2f} at best)")
     if options.output:
         command = shlex.join(["python", *sys.argv])
-        result = {"command": command, "machine": this_machine(), "torch": str(torch.__version__), "rows": rows}
+        result = {"command": command, "processor": this_machine().core, "torch": str(torch.__version__), "rows": rows}
         options.output.write_text(json.dumps(result, indent=1) + "\n")
 
 

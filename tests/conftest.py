@@ -1,4 +1,4 @@
-"""Where the runners of emulated boards come from: built at most once for all tests, and for all processes of tests."""
+"""What all tests share: examples without a time limit, and the runners of emulated boards, built at most once."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from tvmq.runtime.toolchain import cached_runner
 from tvmq.target import get_target
+
+# Tests are not for times: a machine with other work to do is no mistake.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 EMULATED = ("raspberry-pi-4", "raspberry-pi-3-32")
 
