@@ -7,9 +7,12 @@ import itertools
 import numpy as np
 import pytest
 
-from tvmq.kernels.pipelining import REGISTERS, Instruction, Ring, ring
+from tvmq.kernels.pipelining import ARM32, ARM64, Instruction, InstructionSet, Ring, ring
 
-SIZES = [(8, 7, 6), (8, 7, 3), (8, 12, 1), (8, 1, 1), (4, 5, 2), (4, 8, 3), (2, 6, 1), (1, 5, 1), (1, 9, 4)]
+Size = tuple[InstructionSet, int, int, int]
+LONG = [(8, 7, 6), (8, 7, 3), (8, 12, 1), (8, 1, 1), (4, 5, 2), (4, 8, 3), (2, 6, 1), (1, 5, 1), (1, 9, 4)]
+SHORT = [(2, 4, 8), (2, 4, 1), (2, 3, 3), (2, 1, 5)]
+SIZES = [*((ARM64, *size) for size in LONG), *((ARM32, *size) for size in SHORT)]
 ROUNDS = 3
 
 
@@ -25,16 +28,16 @@ def rounds(body: Ring, count: int) -> list[tuple[int, Instruction]]:
 
 
 @pytest.mark.parametrize("once", [False, True])
-@pytest.mark.parametrize("size", SIZES, ids=str)
-def test_sums(size: tuple[int, int, int], once: bool) -> None:
-    vectors, pixels, steps = size
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0].registers}, {size[1:]}")
+def test_sums(size: Size, once: bool) -> None:
+    instruction_set, vectors, pixels, steps = size
     body = ring(*size, once)
     assert body is not None
     count = 1 if once else ROUNDS
     random = np.random.default_rng(0)
     image = random.integers(0, 256, (count, steps, pixels, 16), np.uint8)
     weights = random.integers(0, 256, (count, steps, vectors, 16), np.uint8)
-    registers = random.integers(0, 256, (REGISTERS, 16), np.uint8)
+    registers = random.integers(0, 256, (instruction_set.registers, 16), np.uint8)
     for register in body.sums:
         registers[register] = 0
     loaded = []
@@ -50,23 +53,35 @@ def test_sums(size: tuple[int, int, int], once: bool) -> None:
             case "uadalp":
                 registers[to].view(np.uint16)[:] += registers[others[0]].reshape(8, 2).sum(1, np.uint16)
             case "weights":
-                width = min(4, vectors)
+                width = min(instruction_set.group, vectors)
                 registers[to : to + width] = weights[number, each.step, each.place : each.place + width]
                 loaded.append((number, each.step, each.place))
             case _:
                 for place, register in enumerate(each.registers):
                     registers[register] = image[number, each.step + place, each.place]
     bits = np.bitwise_count(image[:, :, :, None] ^ weights[:, :, None]).sum((0, 1), np.uint16)
-    sums = [registers[register].view(np.uint16) for register in body.sums]
-    np.testing.assert_array_equal(sums, bits.reshape(pixels, 8, vectors * 2).sum(2, np.uint16))
+    sums = np.stack([registers[register].view(np.uint16) for register in body.sums])
+    summed = sums.reshape(pixels, 8, -1).sum(2, np.uint16)  # of one register, or of one for every vector
+    np.testing.assert_array_equal(summed, bits.reshape(pixels, 8, vectors * 2).sum(2, np.uint16))
     assert loaded == sorted(loaded)  # one pointer that moves suffices
 
 
-@pytest.mark.parametrize("size", [(8, 7, 6), (8, 12, 1), (4, 9, 3), (2, 8, 2)], ids=str)
-def test_no_operation_waits(size: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize(
+    ("size", "latency"),
+    [
+        ((ARM64, 8, 7, 6), 6),
+        ((ARM64, 8, 12, 1), 6),
+        ((ARM64, 4, 9, 3), 6),
+        ((ARM64, 2, 8, 2), 6),
+        ((ARM32, 2, 4, 24), 5),
+        ((ARM32, 2, 3, 3), 4),
+    ],
+    ids=str,
+)
+def test_no_operation_waits(size: Size, latency: int) -> None:
     body = ring(*size)
     assert body is not None
-    length = 3 * np.prod(size)
+    length = 3 * np.prod(size[1:])
     operations = [each for each in body.instructions if len(each.registers) > 1 and each.name != "pixels"]
     times = [each.time for each in operations]
     assert all(later - time >= 1 for time, later in itertools.pairwise(times))
@@ -74,17 +89,18 @@ def test_no_operation_waits(size: tuple[int, int, int]) -> None:
     for number in range(2):
         for each in operations:
             now = number * length + each.time
-            assert all(now - written.get(register, -6) >= 6 for register in each.registers[1:])
+            assert all(now - written.get(register, -latency) >= latency for register in each.registers[1:])
             written[each.registers[0]] = now
 
 
 def test_two_steps_of_a_pixel_are_one_load_while_there_are_registers() -> None:
-    body = ring(8, 7, 2)
+    body = ring(ARM64, 8, 7, 2)
     assert body is not None
     names = [each.name for each in body.instructions]
     assert (names.count("pixels"), names.count("pixel")) == (6, 2)
 
 
 def test_too_many_pixels_have_no_order() -> None:
-    assert ring(8, 20, 1) is None
-    assert ring(8, 40, 1) is None
+    assert ring(ARM64, 8, 20, 1) is None
+    assert ring(ARM64, 8, 40, 1) is None
+    assert ring(ARM32, 2, 5, 8) is None

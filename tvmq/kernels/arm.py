@@ -87,8 +87,10 @@ def depth(workload: Conv2dWorkload, arch: str, mcpu: str) -> str:
     """
     if workload.depth is None or arch == "x86_64":
         return "scalar"
-    name = f"arm.{'depth' if arch == 'aarch64' else 'narrow'}.{workload.combine}.{workload.depth.step}"
-    return f"{name}.in-order" if arch == "aarch64" and mcpu in IN_ORDER_CORES else name
+    name = f"arm.depth.{workload.combine}.{workload.depth.step}"
+    if arch != "aarch64":
+        return f"{name}.armv7"
+    return f"{name}.in-order" if mcpu in IN_ORDER_CORES else name
 
 
 @cache

@@ -3,8 +3,7 @@
 arm.depth.{xor,and}.V               the whole reduction of one register tile in steps of V bytes, and eight output
                                     channels: a loop of assembly (64-bit ARM)
 arm.depth.{xor,and}.V.in-order      the same for a core that issues in order
-arm.narrow.{xor,and}.2              two bytes of a pixel, which are copied by their load, with two bytes of eight output
-                                    channels: popcounts added to eight sums (32-bit ARM)
+arm.depth.{xor,and}.4.armv7         the same of 32-bit ARM
 """
 
 from __future__ import annotations
@@ -17,10 +16,12 @@ import tvm
 from tvm.s_tir import TensorIntrin
 from tvm.script import tirx as T
 
-from tvmq.kernels.arm_assembly import VECTOR, Loop, Reduction, llvm_module
+from tvmq.kernels.aarch64_assembly import Aarch64Reduction
+from tvmq.kernels.arm_assembly import Loop, Reduction, llvm_module
+from tvmq.kernels.armv7_assembly import STEP, Armv7Reduction
 from tvmq.kernels.workload import DEPTH_LANES
 
-__all__ = ["DEPTHS", "Tile", "register_narrow", "register_tile"]
+__all__ = ["DEPTHS", "Tile", "register_tile"]
 
 DEPTHS = (
     *(
@@ -29,7 +30,7 @@ DEPTHS = (
         for step in (2, 4, 8, 16)
         for order in ("", ".in-order")
     ),
-    *(f"arm.narrow.{combine}.2" for combine in ("xor", "and")),
+    *(f"arm.depth.{combine}.{STEP}.armv7" for combine in ("xor", "and")),
 )
 
 
@@ -43,8 +44,8 @@ class Tile:
         Output pixels.
     kernel, strides, dilation : (int, int)
         Of the convolution.
-    pixel_steps : int
-        Steps of one plane of a pixel.
+    pixel_steps, stride : int
+        Steps of one plane of a pixel, and bytes of the image from one to the next.
     activation_planes, weight_planes : int
         Planes, of which the reduction takes one of each.
     pitch : int
@@ -59,21 +60,22 @@ class Tile:
     strides: tuple[int, int]
     dilation: tuple[int, int]
     pixel_steps: int
+    stride: int
     activation_planes: int
     weight_planes: int
     pitch: int
     unrolled: int
 
-    def reduction(self, combine: str, step: int, in_order: bool) -> Reduction:
-        """The same as pointers and loops."""
-        pixel = self.activation_planes * self.pixel_steps * VECTOR
+    def reduction(self, combine: str, step: int, form: str | None) -> Reduction:
+        """The same as pointers and loops; `form` is what ends the name of the instruction."""
+        pixel = self.activation_planes * self.pixel_steps * self.stride
         tap = self.weight_planes * self.pixel_steps * step * DEPTH_LANES
         pixels = tuple(
             row * self.strides[0] * self.pitch + column * self.strides[1] * pixel
             for row in range(self.rows)
             for column in range(self.columns)
         )
-        loops = [Loop(self.pixel_steps, VECTOR, step * DEPTH_LANES)]
+        loops = [Loop(self.pixel_steps, self.stride, step * DEPTH_LANES)]
         for loop in (
             Loop(self.kernel[1], self.dilation[1] * pixel, tap),
             Loop(self.kernel[0], self.dilation[0] * self.pitch, self.kernel[1] * tap),
@@ -85,7 +87,8 @@ class Tile:
                 loops.append(loop)
         innermost, *others = loops
         body = Loop(innermost.count // self.unrolled, innermost.pixel * self.unrolled, innermost.weight * self.unrolled)
-        return Reduction(combine, step, pixels, self.unrolled, (body, *others), in_order)
+        walk = (combine, step, pixels, self.unrolled, (body, *others))
+        return Armv7Reduction(*walk) if form == "armv7" else Aarch64Reduction(*walk, in_order=form == "in-order")
 
     def spans(self, step: int) -> tuple[int, int, int, int]:
         """Shape of the part of the image that is read."""
@@ -95,7 +98,7 @@ class Tile:
                 (self.rows, self.columns), self.strides, self.kernel, self.dilation, strict=True
             )
         )
-        return rows, columns, 1, (self.pixel_steps - 1) * VECTOR + step
+        return rows, columns, 1, (self.pixel_steps - 1) * self.stride + step
 
 
 @cache
@@ -105,7 +108,7 @@ def register_tile(name: str, tile: Tile) -> str:
     Parameters
     ----------
     name : str
-        One of `DEPTHS` for 64-bit ARM.
+        One of `DEPTHS`.
     tile : Tile
         What it computes.
 
@@ -115,10 +118,10 @@ def register_tile(name: str, tile: Tile) -> str:
         Of an instruction from uint8 pixels [rows, columns, 1, bytes] of the image and weights [KH, KW, 1, steps, 8, V]
         to uint16 sums [rows, columns, 1, 1, 1, 1, 8], without loops over one.
     """
-    _, _, combine, step, *order = name.split(".")
-    reduction = tile.reduction(combine, int(step), bool(order))
+    _, _, combine, step, *form = name.split(".")
+    reduction = tile.reduction(combine, int(step), form[0] if form else None)
     sizes = (tile.rows, tile.columns, *tile.kernel, *tile.strides, *tile.dilation)
-    memory = (tile.pixel_steps, tile.activation_planes, tile.weight_planes, tile.pitch, tile.unrolled)
+    memory = (tile.pixel_steps, tile.stride, tile.activation_planes, tile.weight_planes, tile.pitch, tile.unrolled)
     full = ".".join([name, *map(str, (*sizes, *memory))])
     function = "tvmq_" + full.replace(".", "_").replace("-", "_")
     description = _description(tile, combine, int(step))
@@ -173,7 +176,7 @@ def _description(tile: Tile, combine: str, step: int) -> Any:
                 {sums} = {sums} + T.Cast(
                     "uint16",
                     T.popcount(
-                        pixels[{row}, {column}, 0, {t} * {VECTOR} + byte]
+                        pixels[{row}, {column}, 0, {t} * {tile.stride} + byte]
                         {meet} weights[{kh}, {kw}, 0, {t}, lane, byte]
                     ),
                 )
@@ -199,69 +202,3 @@ def _implementation(tile: Tile, step: int, function: str, module: str) -> Any:
             )
 """
     return tvm.script.from_source(text, {"T": T, "MODULE": module})
-
-
-@cache
-def register_narrow(name: str) -> str:
-    """Make TVM know an instruction of 32-bit ARM; once, since its TVMScript takes time to parse.
-
-    Parameters
-    ----------
-    name : str
-        One of `DEPTHS` for 32-bit ARM.
-
-    Returns
-    -------
-    name : str
-        The same.
-    """
-    combine = name.split(".")[2]
-    TensorIntrin.register(name, _octet(combine), _narrow(combine), override=True)
-    return name
-
-
-def _meet(combine: str, one: Any, other: Any) -> Any:
-    return one ^ other if combine == "xor" else one & other
-
-
-def _octet(combine: str) -> Any:
-    @T.prim_func(s_tir=True)
-    def description(activation: T.handle, weight: T.handle, total: T.handle) -> None:
-        activations = T.match_buffer(activation, (2,), "uint8", offset_factor=1)
-        weights = T.match_buffer(weight, (DEPTH_LANES, 2), "uint8", offset_factor=1)
-        totals = T.match_buffer(total, (DEPTH_LANES,), "uint16", offset_factor=1, scope="local")
-        with T.sblock("root"):
-            T.reads(totals[0:DEPTH_LANES], activations[0:2], weights[0:DEPTH_LANES, 0:2])
-            T.writes(totals[0:DEPTH_LANES])
-            for i, k in T.grid(DEPTH_LANES, 2):
-                with T.sblock("accumulate"):
-                    lane, byte = T.axis.remap("SR", [i, k])
-                    totals[lane] = totals[lane] + T.Cast(
-                        "uint16", T.popcount(_meet(combine, activations[byte], weights[lane, byte]))
-                    )
-
-    return description
-
-
-def _narrow(combine: str) -> Any:
-    """A vector with two bytes of every channel."""
-
-    @T.prim_func(s_tir=True)
-    def implementation(activation: T.handle, weight: T.handle, total: T.handle) -> None:
-        activations = T.match_buffer(activation, (2,), "uint8", offset_factor=1)
-        weights = T.match_buffer(weight, (DEPTH_LANES, 2), "uint8", offset_factor=1)
-        totals = T.match_buffer(total, (DEPTH_LANES,), "uint16", offset_factor=1, scope="local")
-        with T.sblock("root"):
-            T.reads(totals[0:DEPTH_LANES], activations[0:2], weights[0:DEPTH_LANES, 0:2])
-            T.writes(totals[0:DEPTH_LANES])
-            pixel: T.let[T.uint8x16] = T.reinterpret(
-                "uint8x16", T.Broadcast(T.reinterpret("uint16", activations.vload([0], "uint8x2")), 8)
-            )
-            totals[T.Ramp(0, 1, 8)] = T.call_llvm_pure_intrin(
-                "uint16x8",
-                "llvm.arm.neon.vpadalu",
-                totals.vload([0], "uint16x8"),
-                T.popcount(_meet(combine, pixel, weights.vload([0, 0], "uint8x16"))),
-            )
-
-    return implementation

@@ -14,13 +14,14 @@ one class on; such workloads keep lanes of output channels.
 
 A load that copies its bytes to a whole vector occupies one of the pipes that compute, so that short steps of a pixel
 are copied once for all channels and taps that read them (``spread``).  32-bit ARM has half of the registers and no sum
-of neighbours in two whole vectors, but one of a vector that is added to sums (vpadal): its steps take two bytes, where
-nothing else is left to add.
+of neighbours in two whole vectors, but one of a vector that is added to sums (vpadal).  Its steps take four bytes, and
+every channel of a pixel has two sums: as many operations, and registers for the sums of four pixels.  Its loads
+copy the four bytes themselves.
 
 Sums of several plane pairs of one class are added in 16 bits too, after the reduction.
 
-On 64-bit ARM the reduction of one register tile and pair of planes is a loop of assembly whose instructions have an
-order of their own, see :mod:`tvmq.kernels.pipelining`; on 32-bit ARM the order is LLVM's.
+The reduction of one register tile and pair of planes is a loop of assembly whose instructions have an order of their
+own, see :mod:`tvmq.kernels.pipelining`.
 """
 
 from __future__ import annotations
@@ -32,13 +33,16 @@ from typing import Any
 
 from tvm import te, tirx
 
-from tvmq.kernels.pipelining import ring
+from tvmq.kernels.armv7_assembly import STEP
+from tvmq.kernels.pipelining import ARM32, ARM64, InstructionSet, ring
 from tvmq.kernels.workload import DEPTH_LANES, Conv2dWorkload, Depth
 
 __all__ = [
     "accumulated_depths",
     "class_sum",
     "depth_of",
+    "image_stride",
+    "instruction_set",
     "instructions",
     "registers",
     "spread",
@@ -58,16 +62,12 @@ _WEIGHTS = {8: 8, 4: 12, 2: 6, 1: 3}
 """Registers of weights, by the vectors of a step; those of several steps, if they are few."""
 _LOOP = 3.0
 """Instructions that end a round of the innermost loop."""
-_ENTRY = 20.0
-"""Instructions around all loops of a tile, and of the outer ones."""
-_NARROW = 6
-"""Registers of a pixel and of popcounts of 32-bit ARM, and of loads that LLVM starts early."""
-_NARROW_LOOP = 6.0
-"""Instructions of its innermost loop and its entry."""
+_ENTRY = {ARM64: 20.0, ARM32: 50.0}
+"""Instructions around all loops of a tile, and of the outer ones: more where every pixel has two sums and a pointer."""
+_NARROW = 8
+"""Registers of 32-bit ARM for a step of weights, pixels and popcounts on their way."""
 _MOST_UNROLLED = 336
 """Vectors that the body of the innermost loop counts at most, as long as it is not a single step."""
-_MOST_NARROW = 16
-"""The same of 32-bit ARM, where LLVM starts more loads than there are registers."""
 
 
 def depth_of(words: int, arch: str) -> Depth:
@@ -81,7 +81,7 @@ def depth_of(words: int, arch: str) -> Depth:
     words : int
         Bytes of a pixel and plane.
     arch : str
-        "aarch64", or any other architecture for steps of two bytes.
+        "aarch64", or any other architecture for the steps of 32-bit ARM.
 
     Returns
     -------
@@ -94,8 +94,39 @@ def depth_of(words: int, arch: str) -> Depth:
     def cost(step: int) -> float:
         return padded(step) / 2 + _LOAD * padded(step) / step
 
-    step = min(_STEPS, key=cost) if arch == "aarch64" else 2
+    step = min(_STEPS, key=cost) if arch == "aarch64" else STEP
     return Depth(step, padded(step), spread=arch == "aarch64" and step < _VECTOR)
+
+
+def instruction_set(depth: Depth) -> InstructionSet:
+    """Whose vectors lie along the depth.
+
+    Parameters
+    ----------
+    depth : Depth
+        Of the step.
+
+    Returns
+    -------
+    instruction_set : InstructionSet
+        64-bit ARM copies the bytes of short steps in memory, 32-bit ARM while it loads them.
+    """
+    return ARM64 if depth.spread or depth.step == _VECTOR else ARM32
+
+
+def image_stride(depth: Depth) -> int:
+    """Bytes of the image from one step to the next.
+
+    Parameters
+    ----------
+    depth : Depth
+        Of the step.
+
+    Returns
+    -------
+    stride : int
+    """
+    return _VECTOR if depth.spread else depth.step
 
 
 def spread(image: te.Tensor, depth: Depth) -> te.Tensor:
@@ -154,7 +185,7 @@ def accumulated_depths(
     kh, kw = te.reduce_axis((0, kernel_h), "kh"), te.reduce_axis((0, kernel_w), "kw")
     step, byte = te.reduce_axis((0, steps), "step"), te.reduce_axis((0, length), "byte")
 
-    stride = _VECTOR if workload.depth.spread else length
+    stride = image_stride(workload.depth)
 
     def total(n: Any, y: Any, x: Any, group: Any, vector: Any, j: Any, i: Any, lane: Any) -> Any:
         row, column = window(y, x, kh, kw)
@@ -213,14 +244,10 @@ def registers(workload: Conv2dWorkload, pixels: int, vectors: int) -> int:
     count : int
     """
     assert workload.depth is not None
-    if _is_narrow(workload.depth):
-        return pixels * workload.activation_planes * vectors + vectors + _NARROW
+    if instruction_set(workload.depth) is ARM32:
+        # Two sums of every pixel, and those of vectors that are done.
+        return pixels * (vectors + 1) + _NARROW
     return pixels * vectors + _WEIGHTS[workload.depth.step // 2] + _TEMPORARIES
-
-
-def _is_narrow(depth: Depth) -> bool:
-    """Whether it is of 32-bit ARM."""
-    return depth.step < _VECTOR and not depth.spread
 
 
 def unrolls(workload: Conv2dWorkload) -> list[int]:
@@ -234,17 +261,17 @@ def unrolls(workload: Conv2dWorkload) -> list[int]:
     Returns
     -------
     steps : list of int
-        Divisors of the steps that follow each other in memory: of a pixel; on 64-bit ARM also of neighbouring pixels.
+        Divisors of the steps that follow each other in memory.
     """
     assert workload.depth is not None
     steps = workload.depth.words // workload.depth.step
     planes = (workload.activation_planes, workload.weight_planes)
-    if not _is_narrow(workload.depth) and planes == (1, 1) and workload.dilation[1] == 1:
+    if planes == (1, 1) and workload.dilation[1] == 1:
         steps *= workload.kernel[1]
     return [size for size in range(1, steps + 1) if steps % size == 0]
 
 
-def unrolled_steps(workload: Conv2dWorkload, pixels: int, vectors: int) -> int:
+def unrolled_steps(workload: Conv2dWorkload, pixels: int) -> int:
     """Steps in the body of the innermost loop.
 
     Parameters
@@ -253,8 +280,6 @@ def unrolled_steps(workload: Conv2dWorkload, pixels: int, vectors: int) -> int:
         The convolution.
     pixels : int
         Output pixels.
-    vectors : int
-        Vectors of eight output channels.
 
     Returns
     -------
@@ -262,11 +287,8 @@ def unrolled_steps(workload: Conv2dWorkload, pixels: int, vectors: int) -> int:
         One of :func:`unrolls`.
     """
     assert workload.depth is not None
-    if _is_narrow(workload.depth):
-        counted, most = pixels * workload.activation_planes * vectors, _MOST_NARROW
-    else:
-        counted, most = pixels * workload.depth.step // 2, _MOST_UNROLLED
-    return max(size for size in unrolls(workload) if size == 1 or size * counted <= most)
+    counted = pixels * workload.depth.step // 2
+    return max(size for size in unrolls(workload) if size == 1 or size * counted <= _MOST_UNROLLED)
 
 
 def instructions(workload: Conv2dWorkload, pixels: int, vectors: int) -> float:
@@ -286,12 +308,10 @@ def instructions(workload: Conv2dWorkload, pixels: int, vectors: int) -> float:
     count : float
     """
     assert workload.depth is not None
-    half, steps = workload.depth.step // 2, unrolled_steps(workload, pixels, vectors)
-    sums = pixels * workload.activation_planes
-    if _is_narrow(workload.depth):
-        return sums * vectors * half * 3 + _NARROW_LOOP / steps + sums + vectors
-    body = ring(half, pixels, steps)
+    half, steps = workload.depth.step // 2, unrolled_steps(workload, pixels)
+    own_set = instruction_set(workload.depth)
+    body = ring(own_set, half, pixels, steps)
     assert body is not None
     taps = workload.kernel[0] * workload.kernel[1] * workload.depth.words // workload.depth.step
-    own = (len(body.instructions) + _LOOP) / steps + _ENTRY / taps
+    own = (len(body.instructions) + _LOOP) / steps + _ENTRY[own_set] / taps
     return own * vectors * workload.activation_planes

@@ -1,8 +1,8 @@
 """How vectors along the depth are scheduled: the reduction of one register tile.
 
-A tile has one sum for every pixel, plane of the activations and of the weights, and vector of output channels.  On
-64-bit ARM each pair of planes and vector is one instruction to the schedule, with all pixels of the tile and all steps;
-on 32-bit ARM each step is, in a pass for each plane of the weights.
+A tile has one sum for every pixel, plane of the activations and of the weights, and vector of output channels.  On ARM
+each pair of planes and vector is one instruction to the schedule, with all pixels of the tile and all steps; other
+processors, which have none, go by single steps of a pixel.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Any
 
 from tvm import s_tir
 
-from tvmq.kernels.arm_depth import Tile, register_narrow, register_tile
+from tvmq.kernels.arm_depth import Tile, register_tile
+from tvmq.kernels.depth import image_stride
 from tvmq.kernels.workload import Conv2dWorkload
 
 __all__ = ["place_depths", "schedule_spread"]
@@ -42,10 +43,10 @@ def place_depths(
     instruction : str
         One of `tvmq.kernels.arm_depth.DEPTHS`, or "scalar".
     """
-    if instruction.startswith("arm.depth"):
+    if instruction != "scalar":
         _place_tile(sch, accumulate, workload, unrolled, instruction)
     else:
-        _place_steps(sch, accumulate, workload, unrolled, instruction)
+        _place_steps(sch, accumulate, workload, unrolled)
 
 
 def _place_tile(
@@ -77,6 +78,7 @@ def _place_tile(
         strides=workload.strides,
         dilation=workload.dilation,
         pixel_steps=extents["step"],
+        stride=image_stride(workload.depth),
         activation_planes=workload.activation_planes,
         weight_planes=workload.weight_planes,
         pitch=pitch,
@@ -85,9 +87,7 @@ def _place_tile(
     sch.tensorize(loops[inside[0]], register_tile(instruction, tile))
 
 
-def _place_steps(
-    sch: s_tir.Schedule, accumulate: Any, workload: Conv2dWorkload, unrolled: int, instruction: str
-) -> None:
+def _place_steps(sch: s_tir.Schedule, accumulate: Any, workload: Conv2dWorkload, unrolled: int) -> None:
     """One step of one pixel at a time."""
     n, y, x, group, vector, j, i, lane, kh, kw, step, byte = sch.get_loops(accumulate)[-len(_AXES) :]
     outer, inner = sch.split(step, [None, min(unrolled, int(sch.get(step).extent))])
@@ -102,8 +102,6 @@ def _place_steps(
     sch.set_scope(accumulate, 0, "local")
     start = sch.decompose_reduction(accumulate, kh)
     sch.vectorize(sch.get_loops(start)[-1])
-    if instruction != "scalar":
-        sch.tensorize(lane, register_narrow(instruction))
 
 
 def schedule_spread(sch: s_tir.Schedule, spread: Any, workload: Conv2dWorkload) -> None:

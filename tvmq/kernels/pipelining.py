@@ -5,6 +5,8 @@ by pair until one vector is left, which is added to the sums of that pixel.  For
 
     8 exclusive ors, 8 popcounts, 4 + 2 + 1 sums of neighbours, 1 addition to the sums: 24 operations.
 
+Where there is no sum of neighbours in two vectors, every vector is added to sums of its own: as many operations.
+
 Each waits for the one before it, so that a core that issues in order would mostly wait.  But units do not depend on
 each other until they add to the same sums.  So they start one interval apart, which is as many operations as a unit
 has, while a unit itself takes twice as long: every operation gets a time that is at least a latency after what it waits
@@ -27,23 +29,47 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
-__all__ = ["GROUP", "REGISTERS", "Instruction", "Ring", "ring"]
+__all__ = ["ARM32", "ARM64", "Instruction", "InstructionSet", "Ring", "ring"]
 
-REGISTERS = 32
-"""Vector registers of 64-bit ARM."""
-GROUP = 4
-"""Vectors of weights that one instruction loads at most, to neighbouring registers."""
-_LATENCY = 6
-"""Cycles of every vector operation in LLVM's model of the Cortex-A53; elsewhere they are fewer."""
 _PIXEL_LEAD, _WEIGHT_LEAD = 5, 7
 """Operations between a load and what reads it."""
 _WEIGHT_SETS = (2, 3)
 """Steps whose weights may be in registers at once, where they are few: the next ones are loaded before the last use."""
-_MOST_WEIGHTS = 12
-"""Registers for weights of several steps."""
 
 _Value = tuple[str, int, int]
-"""("count", unit, vector), ("pixel", step, pixel), ("weight", set, vector) or ("sum", pixel, 0)."""
+"""("count", unit, vector), ("pixel", step, pixel), ("weight", set, vector) or ("sum", pixel, vector)."""
+
+
+@dataclass(frozen=True)
+class InstructionSet:
+    """What vector instructions there are.
+
+    Attributes
+    ----------
+    registers : int
+        Vector registers.
+    group : int
+        Vectors of weights that one instruction loads at most, to neighbouring registers.
+    most_weights : int
+        Registers for weights of several steps.
+    latencies : tuple of int
+        Operations from every one to what reads its result: the first for which there are enough registers.
+    joins : bool
+        Whether there are sums of neighbours in two vectors, and loads of two vectors of a pixel.
+    """
+
+    registers: int
+    group: int
+    most_weights: int
+    latencies: tuple[int, ...]
+    joins: bool
+
+
+ARM64 = InstructionSet(registers=32, group=4, most_weights=12, latencies=(6,), joins=True)
+"""Every vector operation takes 6 cycles in LLVM's model of the Cortex-A53; elsewhere fewer."""
+ARM32 = InstructionSet(registers=16, group=1, most_weights=0, latencies=(5, 4), joins=False)
+"""Eight sums leave no registers for longer latencies.  A load of two vectors of weights would come when both are free,
+and the next operation would wait for it."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +81,8 @@ class Instruction:
     time : float
         When it issues, in operations; loads issue between two of them.
     name : str
-        "meet", "cnt", "addp", "uadalp"; or the loads "pixel", "pixels" (of two steps) and "weights".
+        "meet", "cnt", "addp" (sums of neighbours in two vectors), "uadalp" (such sums of one, added to the pixel's); or
+        the loads "pixel", "pixels" (of two steps) and "weights".
     registers : tuple of int
         What it writes, then what it reads; of weights only the first of neighbours.
     step, place : int
@@ -81,11 +108,50 @@ class Ring:
     instructions : tuple of Instruction
         In their order.
     sums : tuple of int
-        The register of every pixel's sums.
+        The register of every pixel's sums, or those of its vectors.
     """
 
     instructions: tuple[Instruction, ...]
     sums: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """What a round computes; the first `paired` pixels load two steps at once."""
+
+    instruction_set: InstructionSet
+    latency: int
+    vectors: int
+    pixels: int
+    steps: int
+    paired: int
+
+    @property
+    def interval(self) -> int:
+        """Operations of a unit."""
+        return 3 * self.vectors
+
+    @property
+    def joined(self) -> int:
+        """Vectors that are summed before they are added to sums."""
+        return self.vectors if self.instruction_set.joins else 1
+
+    @property
+    def group(self) -> int:
+        """Vectors of weights that a load takes."""
+        return min(self.instruction_set.group, self.vectors)
+
+    @property
+    def weight_sets(self) -> int:
+        """Steps whose weights have registers of their own."""
+        most = self.instruction_set.most_weights // self.vectors
+        return next((sets for sets in _WEIGHT_SETS if self.steps % sets == 0 and sets <= most), 1)
+
+    @property
+    def sums(self) -> list[_Value]:
+        """Of all pixels."""
+        firsts = range(0, self.vectors, self.joined)
+        return [("sum", pixel, first) for pixel, first in itertools.product(range(self.pixels), firsts)]
 
 
 @dataclass(frozen=True)
@@ -100,11 +166,12 @@ class _Event:
 
 
 @cache
-def ring(vectors: int, pixels: int, steps: int, once: bool = False) -> Ring | None:
+def ring(instruction_set: InstructionSet, vectors: int, pixels: int, steps: int, once: bool = False) -> Ring | None:
     """The body of a loop.
 
     Parameters
     ----------
+    instruction_set : InstructionSet
     vectors : {1, 2, 4, 8}
         Of one step.
     pixels, steps : int
@@ -118,17 +185,20 @@ def ring(vectors: int, pixels: int, steps: int, once: bool = False) -> Ring | No
         None if there are too few registers.
     """
     # One load takes two steps of a pixel, but the second waits in a register; the last pixels can do without.
-    bodies = (_ring(vectors, pixels, steps, once, paired) for paired in range(pixels if steps > 1 else 0, -1, -1))
+    most = pixels if instruction_set.joins and steps > 1 else 0
+    choices = itertools.product(instruction_set.latencies, range(most, -1, -1))
+    tiles = (_Tile(instruction_set, latency, vectors, pixels, steps, paired) for latency, paired in choices)
+    bodies = (_ring(tile, once) for tile in tiles)
     return next((body for body in bodies if body is not None), None)
 
 
-def _ring(vectors: int, pixels: int, steps: int, once: bool, paired: int) -> Ring | None:
-    times = _unit(vectors)
-    events = sorted(_events(vectors, pixels, steps, paired, times), key=lambda event: event.time)
-    start, length = events[0].time, 3 * vectors * pixels * steps
+def _ring(tile: _Tile, once: bool) -> Ring | None:
+    times = _unit(tile)
+    events = sorted(_events(tile, times), key=lambda event: event.time)
+    start, length = events[0].time, tile.interval * tile.pixels * tile.steps
     if once or length <= max(times.values()) - start:
         length = int(events[-1].time - start) + 1  # too short to begin another round before this one has ended
-    registers = _registers(vectors, pixels, steps, events, length)
+    registers = _registers(tile, events, length)
     if registers is None:
         return None
     instructions = [
@@ -143,49 +213,46 @@ def _ring(vectors: int, pixels: int, steps: int, once: bool, paired: int) -> Rin
         for event in events
     ]
     instructions.sort(key=lambda each: each.time)
-    return Ring(tuple(instructions), tuple(registers["sum", pixel, 0] for pixel in range(pixels)))
+    return Ring(tuple(instructions), tuple(registers[value] for value in tile.sums))
 
 
-def _unit(vectors: int) -> dict[tuple[str, int, int], int]:
+def _unit(tile: _Tile) -> dict[tuple[str, int, int], int]:
     """The time of every operation of a unit, by its name, its first vector and the number of vectors behind it."""
-    interval = 3 * vectors
     taken: set[int] = set()
     times: dict[tuple[str, int, int], int] = {}
 
     def place(name: str, first: int, count: int, earliest: int) -> int:
-        time = next(time for time in itertools.count(earliest) if time % interval not in taken)
-        taken.add(time % interval)
+        time = next(time for time in itertools.count(earliest) if time % tile.interval not in taken)
+        taken.add(time % tile.interval)
         times[name, first, count] = time
         return time
 
     def tree(first: int, count: int) -> int:
         if count == 1:
             # One in three operations, no sooner: what is made early takes registers.
-            return place("cnt", first, 1, place("meet", first, 1, 3 * first) + _LATENCY)
+            return place("cnt", first, 1, place("meet", first, 1, 3 * first) + tile.latency)
         half = count // 2
         ready = max(tree(first, half), tree(first + half, half))
-        return place("addp", first, count, ready + _LATENCY)
+        return place("addp", first, count, ready + tile.latency)
 
-    place("uadalp", 0, vectors, tree(0, vectors) + _LATENCY)
+    for first in range(0, tile.vectors, tile.joined):
+        place("uadalp", first, tile.joined, tree(first, tile.joined) + tile.latency)
     return times
 
 
-def _events(
-    vectors: int, pixels: int, steps: int, paired: int, times: dict[tuple[str, int, int], int]
-) -> Iterator[_Event]:
+def _events(tile: _Tile, times: dict[tuple[str, int, int], int]) -> Iterator[_Event]:
     """All instructions of one round."""
-    group, sets = min(GROUP, vectors), _weight_sets(vectors, steps)
-    lead = _weight_lead(vectors, pixels, sets, times)
-    for step, pixel in itertools.product(range(steps), range(pixels)):
-        unit = step * pixels + pixel
-        base = 3 * vectors * unit
+    sets, lead = tile.weight_sets, _weight_lead(tile, times)
+    for step, pixel in itertools.product(range(tile.steps), range(tile.pixels)):
+        unit = step * tile.pixels + pixel
+        base = tile.interval * unit
         bits: _Value = ("pixel", step, pixel)
         load = base + times["meet", 0, 1] - _PIXEL_LEAD - 0.5
-        if pixel >= paired or (step == steps - 1 and step % 2 == 0):
+        if pixel >= tile.paired or (step == tile.steps - 1 and step % 2 == 0):
             yield _Event(load, "pixel", (bits,), step, pixel)
         elif step % 2 == 0:
             yield _Event(load, "pixels", (bits, ("pixel", step + 1, pixel)), step, pixel)
-        for first in range(0, vectors if pixel == 0 else 0, group):
+        for first in range(0, tile.vectors if pixel == 0 else 0, tile.group):
             time = base + times["meet", first, 1] - lead - 0.5
             yield _Event(time, "weights", (("weight", step % sets, first),), step, first)
         for (name, vector, count), time in times.items():
@@ -194,29 +261,23 @@ def _events(
                 "meet": (value, bits, ("weight", step % sets, vector)),
                 "cnt": (value, value),
                 "addp": (value, value, ("count", unit, vector + count // 2)),
-                "uadalp": (("sum", pixel, 0), value),
+                "uadalp": (("sum", pixel, vector), value),
             }
             yield _Event(base + time, name, values[name], step, pixel)
 
 
-def _weight_sets(vectors: int, steps: int) -> int:
-    """Steps whose weights have registers of their own."""
-    return next((sets for sets in _WEIGHT_SETS if steps % sets == 0 and sets * vectors <= _MOST_WEIGHTS), 1)
-
-
-def _weight_lead(vectors: int, pixels: int, sets: int, times: dict[tuple[str, int, int], int]) -> int:
+def _weight_lead(tile: _Tile, times: dict[tuple[str, int, int], int]) -> int:
     """Operations from the load of some weights to their first use, if they may overwrite those of an earlier step."""
-    group = min(GROUP, vectors)
-    uses = times["meet", group - 1, 1] - times["meet", 0, 1]
-    return min(_WEIGHT_LEAD, 3 * vectors * ((sets - 1) * pixels + 1) - uses - 1)
+    uses = times["meet", tile.group - 1, 1] - times["meet", 0, 1]
+    return min(_WEIGHT_LEAD, tile.interval * ((tile.weight_sets - 1) * tile.pixels + 1) - uses - 1)
 
 
-def _registers(vectors: int, pixels: int, steps: int, events: list[_Event], length: int) -> dict[_Value, int] | None:
+def _registers(tile: _Tile, events: list[_Event], length: int) -> dict[_Value, int] | None:
     """The register of every value, or None if there are too few."""
-    sets = _weight_sets(vectors, steps)
-    kept = [*(("sum", pixel, 0) for pixel in range(pixels))]
-    kept += [("weight", each, vector) for each in range(sets) for vector in range(vectors)]
-    if len(kept) > REGISTERS:
+    most = tile.instruction_set.registers
+    kept = [*tile.sums]
+    kept += [("weight", each, vector) for each in range(tile.weight_sets) for vector in range(tile.vectors)]
+    if len(kept) > most:
         return None
     registers: dict[_Value, int] = {value: place for place, value in enumerate(kept)}
     arcs: dict[_Value, tuple[float, float]] = {}
@@ -226,7 +287,7 @@ def _registers(vectors: int, pixels: int, steps: int, events: list[_Event], leng
                 arcs[value] = (arcs[value][0] if value in arcs else event.time, event.time)
     start = events[0].time
     order = sorted(arcs, key=lambda value: (arcs[value][1] - start <= length, arcs[value][0]))
-    held: list[list[tuple[float, float]]] = [[] for _ in range(REGISTERS - len(kept))]
+    held: list[list[tuple[float, float]]] = [[] for _ in range(most - len(kept))]
     for value in order:
         place = next((place for place, others in enumerate(held) if _is_free(arcs[value], others, length)), None)
         if place is None:

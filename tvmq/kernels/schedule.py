@@ -242,7 +242,7 @@ def vector_registers(workload: Conv2dWorkload, target: TargetLike) -> int | None
 def _unrolled_words(workload: Conv2dWorkload, tile: RegisterTile) -> int:
     """Words in the body of the innermost loop where a step of it is short, and counts vectors of 32-bit words."""
     if workload.depth is not None:
-        return unrolled_steps(workload, tile.rows * tile.columns, tile.vectors)
+        return unrolled_steps(workload, tile.rows * tile.columns)
     if workload.reads_bytes or workload.word_bits != 32:
         return 1
     updates = tile.rows * tile.columns * tile.vectors * workload.activation_planes * workload.weight_planes
@@ -520,7 +520,7 @@ def _schedule_epilogue(
     # TVM puts what is "local" on the heap, but few "global" sums and results of a tile on the stack.  From there LLVM
     # lifts them into registers.
     signed = workload.dot is not None and workload.dot.form != "mixed"
-    on_stack = signed or knobs.depth.startswith("arm.depth")
+    on_stack = signed or knobs.depth != "scalar"
     if name in ("mask", "word"):
         sch.set_scope(block, 0, arm.pack_scope(knobs.pack))
     elif not name.startswith("store") and not on_stack:

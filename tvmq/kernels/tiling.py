@@ -85,7 +85,8 @@ def _costs(workload: Conv2dWorkload, registers: int | None) -> _Costs:
     if workload.word_bits == 32:
         return _Costs(registers or 32, 2, update=3, broadcast=0, load=0.5)
     if workload.depth is not None:
-        return _Costs(registers or 32, 0, update=3, broadcast=1, load=1)  # see tvmq.kernels.depth for what is in a step
+        most = registers or depth.instruction_set(workload.depth).registers
+        return _Costs(most, 0, update=3, broadcast=1, load=1)  # see tvmq.kernels.depth for what is in a step
     if workload.lanes == 16:
         return _Costs(registers or 32, 3, update=3, broadcast=1, load=0.5)
     # The two lookup constants and the nibbles of pshufb take registers as well.
