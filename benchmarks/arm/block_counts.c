@@ -3,7 +3,8 @@
 //     gcc -shared -fPIC -O2 -o block_counts.so block_counts.c
 //     qemu-aarch64 -d plugin -plugin ./block_counts.so,out=counts.txt PROGRAM
 //
-// Writes a line "address count bytes" for every translated block that ran, in hexadecimal, decimal and hexadecimal.
+// Writes a line "address count instructions bytes" for every translated block that ran: numbers in hexadecimal, decimal
+// and decimal, and bytes in hexadecimal.
 // A block is what qemu translates at once: it ends at a branch, at the end of a page or after 512 instructions.
 // Counters are plain additions: only programs of one thread are counted exactly.
 //
@@ -36,7 +37,7 @@ __attribute__((visibility("default"))) int qemu_plugin_version = 1;
 struct block {
   struct block* next;
   uint64_t address, count;
-  size_t size;
+  size_t instructions, size;
   unsigned char bytes[];
 };
 
@@ -50,6 +51,7 @@ static void translated(qemu_plugin_id_t id, struct qemu_plugin_tb* tb) {
   struct block* block = calloc(1, sizeof(struct block) + size);
   if (block == NULL) abort();
   block->address = qemu_plugin_tb_vaddr(tb);
+  block->instructions = count;
   for (size_t i = 0; i < count; ++i) {
     const struct qemu_plugin_insn* instruction = qemu_plugin_tb_get_insn(tb, i);
     memcpy(block->bytes + block->size, qemu_plugin_insn_data(instruction), qemu_plugin_insn_size(instruction));
@@ -67,7 +69,7 @@ static void finished(qemu_plugin_id_t id, void* data) {
   if (file == NULL) return;
   for (const struct block* block = blocks; block != NULL; block = block->next) {
     if (block->count == 0) continue;
-    fprintf(file, "%" PRIx64 " %" PRIu64 " ", block->address, block->count);
+    fprintf(file, "%" PRIx64 " %" PRIu64 " %zu ", block->address, block->count, block->instructions);
     for (size_t i = 0; i < block->size; ++i) fprintf(file, "%02x", block->bytes[i]);
     fputc('\n', file);
   }

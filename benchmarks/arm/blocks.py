@@ -33,15 +33,13 @@ class Block:
     offset : int
         Of the first instruction within its page.
     code : bytes
+    size : int
+        Number of instructions: of 4 bytes each, but for those of 32-bit libraries in Thumb.
     """
 
     offset: int
     code: bytes
-
-    @property
-    def size(self) -> int:
-        """Number of instructions."""
-        return len(self.code) // INSTRUCTION_BYTES
+    size: int
 
 
 BlockCounts = Mapping[Block, float]
@@ -61,9 +59,13 @@ def cache_folder() -> Path:
 
 
 def count_blocks(
-    program: Sequence[str], cpu: str, prefix: str | Path, environment: Mapping[str, str] | None = None
+    program: Sequence[str],
+    cpu: str,
+    prefix: str | Path,
+    environment: Mapping[str, str] | None = None,
+    emulator: str = "qemu-aarch64",
 ) -> tuple[Counter[Block], str]:
-    """Run an aarch64 program and count.
+    """Run a program and count.
 
     Parameters
     ----------
@@ -75,20 +77,21 @@ def count_blocks(
         Where the C library of the program is; files there take the place of the same ones of this machine.
     environment : mapping of str to str, optional
         Variables of the program.
+    emulator : {"qemu-aarch64", "qemu-arm"}
 
     Returns
     -------
     (Counter of Block, str)
         How often each block ran, and what the program printed.
     """
-    emulator = shutil.which("qemu-aarch64")
-    if emulator is None:
-        sys.exit("qemu-aarch64 is not installed: apt-get install qemu-user (qemu-user-static takes no plugins)")
+    path = shutil.which(emulator)
+    if path is None:
+        sys.exit(f"{emulator} is not installed: apt-get install qemu-user (qemu-user-static takes no plugins)")
     plugin = _plugin()
     variables = [word for name, value in (environment or {}).items() for word in ("-E", f"{name}={value}")]
     with tempfile.TemporaryDirectory(prefix="tvmq-") as folder:
         output = Path(folder) / "counts.txt"
-        command = [emulator, "-cpu", cpu, "-L", str(prefix), *variables]
+        command = [path, "-cpu", cpu, "-L", str(prefix), *variables]
         command += ["-d", "plugin", "-plugin", f"{plugin},out={output}", *program]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode != 0 or not output.exists():
@@ -121,8 +124,8 @@ def _read(path: Path) -> Counter[Block]:
     counts: Counter[Block] = Counter()
     with path.open() as lines:
         for line in lines:
-            address, count, code = line.split()
-            counts[Block(int(address, 16) % _PAGE, bytes.fromhex(code))] += int(count)
+            address, count, size, code = line.split()
+            counts[Block(int(address, 16) % _PAGE, bytes.fromhex(code), int(size))] += int(count)
     return counts
 
 

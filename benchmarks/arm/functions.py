@@ -13,12 +13,11 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from blocks import Block, BlockCounts
+from blocks import INSTRUCTION_BYTES, Block, BlockCounts
 
 __all__ = ["OUTSIDE", "Code", "by_function", "read_code"]
 
 OUTSIDE = "outside the library"
-_TOOLS = "aarch64-linux-gnu-"
 _PAGE = 4096
 
 
@@ -45,13 +44,14 @@ class Code:
         return None
 
     def block(self, start: int, end: int) -> Block:
-        """The instructions from one address to another."""
-        return Block(start % _PAGE, self.text[start - self.address : end - self.address])
+        """The instructions from one address to another, all of 4 bytes."""
+        size = (end - start) // INSTRUCTION_BYTES
+        return Block(start % _PAGE, self.text[start - self.address : end - self.address], size)
 
 
-def by_function(counts: BlockCounts, library: Path, code: Code) -> dict[str, dict[Block, float]]:
+def by_function(counts: BlockCounts, library: Path, code: Code, tools: str) -> dict[str, dict[Block, float]]:
     """The counts of each function; blocks of other libraries under :data:`OUTSIDE`."""
-    starts, names = _functions(library)
+    starts, names = _functions(library, tools)
     found: dict[str, dict[Block, float]] = defaultdict(dict)
     for block, count in counts.items():
         place = code.find(block)
@@ -60,21 +60,21 @@ def by_function(counts: BlockCounts, library: Path, code: Code) -> dict[str, dic
     return dict(found)
 
 
-def read_code(library: Path) -> Code:
-    """The section of instructions."""
-    for line in _tool("objdump", "-h", str(library)).splitlines():
+def read_code(library: Path, tools: str) -> Code:
+    """The section of instructions, by the binary tools whose names begin like this."""
+    for line in _tool(f"{tools}objdump", "-h", str(library)).splitlines():
         words = line.split()
         if len(words) > 3 and words[1] == ".text":
             address = int(words[3], 16)
     with tempfile.NamedTemporaryFile() as file:
-        _tool("objcopy", "-O", "binary", "--only-section=.text", str(library), file.name)
+        _tool(f"{tools}objcopy", "-O", "binary", "--only-section=.text", str(library), file.name)
         return Code(address, Path(file.name).read_bytes())
 
 
-def _functions(library: Path) -> tuple[list[int], list[str]]:
+def _functions(library: Path, tools: str) -> tuple[list[int], list[str]]:
     """Addresses in ascending order, and names without what the compiler puts around them."""
     symbols = []
-    for line in _tool("nm", "--defined-only", str(library)).splitlines():
+    for line in _tool(f"{tools}nm", "--defined-only", str(library)).splitlines():
         address, kind, name = line.split()
         if kind in "tT" and not name.startswith("$"):
             symbols.append((int(address, 16), _plain(name)))
@@ -87,4 +87,4 @@ def _plain(name: str) -> str:
 
 
 def _tool(name: str, *arguments: str) -> str:
-    return subprocess.run([_TOOLS + name, *arguments], capture_output=True, text=True, check=True).stdout
+    return subprocess.run([name, *arguments], capture_output=True, text=True, check=True).stdout

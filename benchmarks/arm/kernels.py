@@ -6,7 +6,8 @@
 
 Either a network of networks.py, or one convolution with its size, input and output channels (3x3, stride 1, padding 1;
 --kernel and --stride change that) between two quantizers, as in the middle of a network.  Counts executed instructions
-under qemu, and cycles in llvm-mca's model of the core.  Outputs equal the golden executor's bit for bit, or it stops.
+under qemu, and of 64-bit targets cycles in llvm-mca's model of the core.  Outputs equal the golden executor's bit for
+bit, or it stops.
 --loops prints the hottest blocks of the dear functions; "products of bits" are 128 per cnt, so w1a2 has twice its MACs.
 """
 
@@ -39,7 +40,8 @@ BITS = {"w1a1": (1, 1), "w1a2": (1, 2), "w2a2": (2, 2)}
 MACS = 128
 """What costs are given per: the bits of a register."""
 LEAST_SHARE = 0.05
-"""Functions below this share of all cycles are printed without their loops."""
+"""Functions below this share of all instructions are printed without their loops."""
+UNMODELLED = "llvm-mca has no model of this core with 32-bit instructions"
 
 
 def main() -> None:
@@ -49,18 +51,20 @@ def main() -> None:
     parser.add_argument("bits", choices=BITS)
     parser.add_argument("--kernel", type=int, default=3, help="size of the window of conv")
     parser.add_argument("--stride", type=int, default=1, help="of conv")
-    parser.add_argument("--target", default="raspberry-pi-4", help="a 64-bit Raspberry Pi")
+    parser.add_argument("--target", default="raspberry-pi-4", help="a Raspberry Pi")
     parser.add_argument("--loops", type=int, default=0, help="hottest loops to print of each function")
     parser.add_argument("--save", action="store_true", help="write results/arm_kernels_<network>_<bits>_<target>.json")
     options = parser.parse_args()
 
     core = get_target(options.target)
+    if options.loops and not is_modelled(core):
+        parser.error(f"--loops: {UNMODELLED}")
     module, x = network(options)
     run = run_ours(tvmq.load(module, (x,)), core, x.numpy())
     report = costs(run, core)
     show(report)
     for row in report["functions"] if options.loops else ():
-        if row["cycles"] >= LEAST_SHARE * report["cycles"]:
+        if row["instructions"] >= LEAST_SHARE * report["instructions"]:
             loops(row["function"], run.counts[row["function"]], core, options.loops)
     if options.save:
         path = RESULTS / f"arm_kernels_{'_'.join(options.network)}_{options.bits}_{core.name}.json"
@@ -88,7 +92,7 @@ def network(options: argparse.Namespace) -> tuple[torch.nn.Module, torch.Tensor]
 
 
 def costs(run: OwnRun, core: Target) -> dict:
-    """Instructions and cycles of every function, dearest first, and of all."""
+    """Instructions and cycles of every function, dearest first, and of all; cycles are None where there is no model."""
     layers = defaultdict(list)
     for layer in run.layers:
         layers[layer.function].append(layer)
@@ -98,18 +102,24 @@ def costs(run: OwnRun, core: Target) -> dict:
             "layers": [layer.name for layer in layers[name]],
             "macs": sum(layer.macs for layer in layers[name]),
             "instructions": round(instructions(counts)),
-            "cycles": round(modelled_cycles(counts, core.mcpu)),
+            "cycles": round(modelled_cycles(counts, core.mcpu)) if is_modelled(core) else None,
         }
         for name, counts in run.counts.items()
         if round(instructions(counts)) > 0
     ]
-    functions.sort(key=lambda row: row["cycles"], reverse=True)
+    functions.sort(key=lambda row: row["cycles"] or row["instructions"], reverse=True)
     return {
         "macs": sum(row["macs"] for row in functions),
         "instructions": sum(row["instructions"] for row in functions),
-        "cycles": sum(row["cycles"] for row in functions),
+        "cycles": sum(row["cycles"] for row in functions) if is_modelled(core) else None,
+        **({} if is_modelled(core) else {"no_cycles": UNMODELLED}),
         "functions": functions,
     }
+
+
+def is_modelled(core: Target) -> bool:
+    """Whether llvm-mca has a model of the core."""
+    return core.arch == "aarch64"
 
 
 def show(report: dict) -> None:
@@ -117,12 +127,15 @@ def show(report: dict) -> None:
     print(f"{'function':56} {'layers':>6} {'M MAC':>8} {'M instr':>9} {'/128 MAC':>8} {'M cycles':>9} {'MAC/cycle':>9}")
     for row in [*report["functions"], {"function": "all", "layers": [], **report}]:
         per_register = MACS * row["instructions"] / row["macs"] if row["macs"] else None
-        rate = row["macs"] / row["cycles"] if row["macs"] else None
+        cycles = row["cycles"]
+        rate = row["macs"] / cycles if row["macs"] and cycles else None
         print(
             f"{row['function'][:56]:56} {len(row['layers']) or '':>6} {row['macs'] / 1e6 or 0:8.2f} "
             f"{row['instructions'] / 1e6:9.3f} {'' if per_register is None else f'{per_register:.2f}':>8} "
-            f"{row['cycles'] / 1e6:9.3f} {'' if rate is None else f'{rate:.1f}':>9}"
+            f"{'' if cycles is None else f'{cycles / 1e6:.3f}':>9} {'' if rate is None else f'{rate:.1f}':>9}"
         )
+    if "no_cycles" in report:
+        print(report["no_cycles"])
 
 
 def loops(name: str, counts: dict[Block, float], core: Target, most: int) -> None:

@@ -59,7 +59,7 @@ def run_ours(model: Model, core: Target, array: np.ndarray) -> OwnRun:
     ----------
     model : Model
     core : Target
-        An aarch64 one.
+        An ARM one.
     array : numpy.ndarray
         The input.
 
@@ -74,14 +74,14 @@ def run_ours(model: Model, core: Target, array: np.ndarray) -> OwnRun:
         command = [str(build_runner(core)), str(library), "--input", str(folder / "input.npy")]
         command += ["--output-prefix", str(folder / "output")]
         environment = {"TVM_NUM_THREADS": "1"}
-        once, _ = count_blocks(command, str(core.qemu_cpu), str(core.sysroot), environment)
+        system = (str(core.qemu_cpu), str(core.sysroot), environment, str(core.qemu).removesuffix("-static"))
+        once, _ = count_blocks(command, *system)
         # With --repeat, there is one more run before.
-        more, printed = count_blocks(
-            [*command, "--repeat", str(RUNS)], str(core.qemu_cpu), str(core.sysroot), environment
-        )
+        more, printed = count_blocks([*command, "--repeat", str(RUNS)], *system)
         _check([np.load(path) for path in json.loads(printed)["outputs"]], model.run(array))
-        code = read_code(library)
-        return OwnRun(by_function(per_run(once, more, RUNS), library, code), layers, code)
+        tools = str(core.cross_compiler).removesuffix("g++")
+        code = read_code(library, tools)
+        return OwnRun(by_function(per_run(once, more, RUNS), library, code, tools), layers, code)
 
 
 def _library(model: Model, core: Target, folder: Path) -> tuple[Path, list[Layer]]:
