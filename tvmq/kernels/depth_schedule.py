@@ -39,14 +39,14 @@ def place_depths(
     workload : Conv2dWorkload
         With vectors along the depth.
     unrolled : int
-        Steps in the body of the innermost loop, one of `tvmq.kernels.depth.unrolls`.
+        Steps in the body of the innermost loop of an instruction, one of `tvmq.kernels.depth.unrolls`.
     instruction : str
         One of `tvmq.kernels.arm_depth.DEPTHS`, or "scalar".
     """
     if instruction != "scalar":
         _place_tile(sch, accumulate, workload, unrolled, instruction)
     else:
-        _place_steps(sch, accumulate, workload, unrolled)
+        _place_steps(sch, accumulate, workload)
 
 
 def _place_tile(
@@ -87,18 +87,17 @@ def _place_tile(
     sch.tensorize(loops[inside[0]], register_tile(instruction, tile))
 
 
-def _place_steps(sch: s_tir.Schedule, accumulate: Any, workload: Conv2dWorkload, unrolled: int) -> None:
-    """One step of one pixel at a time."""
+def _place_steps(sch: s_tir.Schedule, accumulate: Any, workload: Conv2dWorkload) -> None:
+    """One step of all pixels at a time: LLVM takes minutes for bodies of many steps of many planes."""
     n, y, x, group, vector, j, i, lane, kh, kw, step, byte = sch.get_loops(accumulate)[-len(_AXES) :]
-    outer, inner = sch.split(step, [None, min(unrolled, int(sch.get(step).extent))])
     # Vectors of weights outside the pixels that meet them.
     spatial = (group, vector, n, y, x, i)
-    sch.reorder(j, kh, kw, outer, inner, *spatial, lane, byte)
-    for loop in (j, inner, *spatial):
+    sch.reorder(j, kh, kw, step, *spatial, lane, byte)
+    for loop in (j, *spatial):
         sch.unroll(loop)
     if (workload.activation_planes, workload.weight_planes, workload.dilation[1]) == (1, 1, 1):
         # Neighbouring columns of the window are neighbours in memory: one loop is entered less often.
-        sch.fuse(kw, outer)
+        sch.fuse(kw, step)
     sch.set_scope(accumulate, 0, "local")
     start = sch.decompose_reduction(accumulate, kh)
     sch.vectorize(sch.get_loops(start)[-1])
