@@ -16,8 +16,9 @@ from tvm.s_tir.meta_schedule.runner import PyRunner, PyRunnerFuture, RunnerResul
 import tvmq
 from tests.boards import board, ssh_server  # noqa: F401  (fixtures)
 from tvmq.kernels.conv2d import conv2d
+from tvmq.kernels.depth import depth_of
 from tvmq.kernels.knobs import KINDS, Knobs
-from tvmq.kernels.workload import Conv2dWorkload, Thresholds
+from tvmq.kernels.workload import DEPTH_LANES, Conv2dWorkload, Thresholds
 from tvmq.target import Target, get_target
 from tvmq.tuning.hosts import Host
 from tvmq.tuning.tasks import Task
@@ -38,9 +39,11 @@ def target() -> Target:
 
 @pytest.fixture
 def task(target) -> Callable[..., Task]:
-    """A binary 3x3 convolution of `size` x `size` x `channels`."""
+    """A binary 3x3 convolution of `size` x `size` x `channels`; on ARM also with vectors along the depth."""
 
-    def make(size: int = 4, channels: int = 64, count: int = 1, target: Target = target) -> Task:
+    def make(
+        size: int = 4, channels: int = 64, count: int = 1, target: Target = target, along_depth: bool = False
+    ) -> Task:
         workload = Conv2dWorkload(
             height=size,
             width=size,
@@ -62,6 +65,9 @@ def task(target) -> Callable[..., Task]:
             lanes=target.lanes,
             epilogue=Thresholds(1, (0, 1), 1),
         )
+        if along_depth:
+            depth = depth_of(-(-channels // 8), target.arch)
+            workload = dataclasses.replace(workload, lanes=DEPTH_LANES, depth=depth)
         return Task(conv2d(workload, 1), KINDS["conv2d"], target, count)
 
     return make

@@ -56,6 +56,30 @@ def test_blocks_begin_behind_labels_and_jumps():
     assert blocks[1].lines[0].split() == ["ldr", "q0,", "[x8],", "#16"]
 
 
+INSIDE = """\
+f:
+.Ltmp0:
+\t//APP
+\tmov\tx13, #3
+\tb\t.Ltmp2
+.Ltmp1:
+\tuadalp\tv0.8h, v1.16b
+.Ltmp2:
+\tcnt\tv1.16b, v2.16b
+.Ltmp3:
+\tsubs\tx13, x13, #1
+\tb.ne\t.Ltmp1
+\tuadalp\tv0.8h, v1.16b
+\t//NO_APP
+\tret
+"""
+
+
+def test_blocks_of_a_loop_of_assembly_inside_of_a_function():
+    _, blocks = with_counters(INSIDE, dialect_of("aarch64"))
+    assert [len(block) for block in blocks] == [2, 1, 3, 2]
+
+
 def test_every_block_has_its_counter():
     text, blocks = with_counters(X86, dialect_of("x86_64"))
     assert [len(block) for block in blocks] == [1, 3, 1]

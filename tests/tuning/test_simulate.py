@@ -32,6 +32,18 @@ def test_all_lines_of_what_is_read_and_written_are_touched(task, target):
     assert len(lines) >= sum(-(-size // 64) for size in sizes)
 
 
+@pytest.mark.parametrize("board", ["raspberry-pi-4", "raspberry-pi-3-32"])
+def test_a_loop_of_assembly_reads_all_weights_for_every_tile_of_pixels(task, board):
+    core = get_target(board)
+    kernel = task(size=4, channels=64, target=core, along_depth=True)
+    default = kernel.kind.default(kernel.function, core)
+    lines = touched_lines(_scheduled(kernel, core), 64)
+    weight = math.prod(map(int, kernel.function.params[1].shape)) // 64
+    tiles = 16 // (default["pixel_tile"] * default["pixel_rows"])
+    noted, times = np.unique(lines, return_counts=True)
+    assert sum(times >= tiles) >= weight and len(noted) > weight
+
+
 def test_executed_vector_instructions_follow_from_the_products(task, target):
     small, large = (execute(_scheduled(task(size=size), target), target) for size in (4, 8))
     assert small.vector_instructions < small.instructions
@@ -44,6 +56,14 @@ def test_executed_instructions_under_emulation(task, board):
     small, large = (execute(_scheduled(task(size=size, target=core), core), core) for size in (4, 8))
     assert 0 < small.vector_loads < small.vector_instructions < small.instructions
     assert 3 < large.vector_instructions / small.vector_instructions < 5
+
+
+@pytest.mark.parametrize("board", ["raspberry-pi-4", "raspberry-pi-3-32"])
+def test_executed_instructions_of_a_loop_of_assembly(task, board):
+    core = get_target(board)
+    counted = execute(_scheduled(task(size=8, target=core, along_depth=True), core), core)
+    vectors = (8 * 8 * 9 * 64 * 64) // 128
+    assert 3 * vectors < counted.vector_instructions < 6 * vectors  # bits meet, are counted and added
 
 
 def _scheduled(kernel, target):

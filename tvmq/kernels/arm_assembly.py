@@ -21,6 +21,8 @@ How instructions are written, and what points where, is in :mod:`tvmq.kernels.aa
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -28,12 +30,14 @@ from typing import ClassVar
 
 from tvmq.kernels.pipelining import Instruction, InstructionSet, Ring, ring
 
-__all__ = ["LANES", "VECTOR", "Loop", "Reduction", "assembly", "llvm_module"]
+__all__ = ["LANES", "VECTOR", "WALK_ATTRIBUTE", "Loop", "Reduction", "Walk", "assembly", "llvm_module"]
 
 VECTOR = 16
 """Bytes of a vector."""
 LANES = 8
 """Output channels of a vector of sums."""
+WALK_ATTRIBUTE = "tvmq.walk"
+"""What says around the call of a loop how it goes through memory: the text of a :class:`Walk`."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,36 @@ class Loop:
     count: int
     pixel: int
     weight: int
+
+
+@dataclass(frozen=True)
+class Walk:
+    """How a loop goes through memory.
+
+    Attributes
+    ----------
+    pixels : tuple of int
+        Where each begins in the image, in bytes.
+    pixel_bytes, weight_bytes : int
+        What the body reads of each pixel, and of the weights.
+    loops : tuple of Loop
+        The innermost one first.
+    """
+
+    pixels: tuple[int, ...]
+    pixel_bytes: int
+    weight_bytes: int
+    loops: tuple[Loop, ...]
+
+    def to_json(self) -> str:
+        """The walk as text."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Walk:
+        """The walk of a text."""
+        values = json.loads(text)
+        return cls(**{**values, "loops": tuple(Loop(**loop) for loop in values["loops"])})
 
 
 @dataclass(frozen=True)
@@ -95,6 +129,12 @@ class Reduction(ABC):
     def vectors(self) -> int:
         """Of a step."""
         return self.step * LANES // VECTOR
+
+    @property
+    def walk(self) -> Walk:
+        """Through memory; the bytes of a body lie next to each other."""
+        innermost, *_ = self.loops
+        return Walk(self.pixels, innermost.pixel, innermost.weight, self.loops)
 
     @property
     def body(self) -> Ring:

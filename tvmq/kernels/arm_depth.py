@@ -17,7 +17,7 @@ from tvm.s_tir import TensorIntrin
 from tvm.script import tirx as T
 
 from tvmq.kernels.aarch64_assembly import Aarch64Reduction
-from tvmq.kernels.arm_assembly import Loop, Reduction, llvm_module
+from tvmq.kernels.arm_assembly import WALK_ATTRIBUTE, Loop, Reduction, llvm_module
 from tvmq.kernels.armv7_assembly import STEP, Armv7Reduction
 from tvmq.kernels.workload import DEPTH_LANES
 
@@ -125,7 +125,7 @@ def register_tile(name: str, tile: Tile) -> str:
     full = ".".join([name, *map(str, (*sizes, *memory))])
     function = "tvmq_" + full.replace(".", "_").replace("-", "_")
     description = _description(tile, combine, int(step))
-    implementation = _implementation(tile, int(step), function, llvm_module(function, reduction))
+    implementation = _implementation(tile, int(step), function, reduction)
     TensorIntrin.register(full, description, implementation, override=True)
     return full
 
@@ -184,7 +184,7 @@ def _description(tile: Tile, combine: str, step: int) -> Any:
     return tvm.script.from_source(text, {"T": T})
 
 
-def _implementation(tile: Tile, step: int, function: str, module: str) -> Any:
+def _implementation(tile: Tile, step: int, function: str, reduction: Reduction) -> Any:
     """A call of the loop."""
     sums = (
         f"T.address_of(totals[{row}, {column}, 0, 0, 0, 0, 0])"
@@ -194,11 +194,13 @@ def _implementation(tile: Tile, step: int, function: str, module: str) -> Any:
     text = f"""
 @T.prim_func(s_tir=True){_header(tile, step)}
         with T.attr(0, "pragma_import_llvm", MODULE):
-            T.evaluate(
-                T.call_extern(
-                    "void", "{function}", T.address_of(pixels[0, 0, 0, 0]), T.address_of(weights[0, 0, 0, 0, 0, 0]),
-                    {", ".join(sums)}
+            with T.attr(0, "{WALK_ATTRIBUTE}", WALK):
+                T.evaluate(
+                    T.call_extern(
+                        "void", "{function}", T.address_of(pixels[0, 0, 0, 0]), T.address_of(weights[0, 0, 0, 0, 0, 0]),
+                        {", ".join(sums)}
+                    )
                 )
-            )
 """
-    return tvm.script.from_source(text, {"T": T, "MODULE": module})
+    module, walk = llvm_module(function, reduction), reduction.walk.to_json()
+    return tvm.script.from_source(text, {"T": T, "MODULE": module, "WALK": walk})

@@ -7,6 +7,8 @@
 These are the kernel's own loops, compiled for the machine at hand, with a note in place of every access.  What is in
 registers or on the stack is left out, positions that are read from memory count as zero, and the arguments lie behind
 one another.  An access that stays on its line is noted once: a line that is in use all the time is in the cache.
+
+What a loop of assembly reads is known from its :class:`tvmq.kernels.arm_assembly.Walk`.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from typing import Any
 import numpy as np
 import tvm
 from tvm import ir, s_tir, tirx
+
+from tvmq.kernels.arm_assembly import WALK_ATTRIBUTE, Walk
 
 __all__ = ["touched_lines"]
 
@@ -131,7 +135,7 @@ class _Notes:
         if isinstance(statement, tirx.IfThenElse):
             return self.branch(statement)
         if isinstance(statement, tirx.AttrStmt):
-            return self.of(statement.body)
+            return self.walk(statement) if statement.attr_key == WALK_ATTRIBUTE else self.of(statement.body)
         if isinstance(statement, tirx.AllocBuffer):
             return self.allocate(statement.buffer)
         if isinstance(statement, tirx.DeclBuffer):
@@ -179,6 +183,36 @@ class _Notes:
             return _sequence(read)
         then_case = tirx.Evaluate(0) if then_case is None else then_case
         return _sequence([*read, tirx.IfThenElse(_position(statement.condition), then_case, else_case)])
+
+    def walk(self, statement: Any) -> Any:
+        """A loop of assembly: what each round reads of all pixels, then of the weights."""
+        walk = Walk.from_json(str(statement.value.value))
+        _function, image, weights, *sums = statement.body.value.args
+        image, weights = (self.address(item) for item in (image, weights))
+        rounds = [tirx.Var(f"round{place}", "int64") for place in range(len(walk.loops))]
+        moved = list(zip(rounds, walk.loops, strict=True))
+        image += sum(number * loop.pixel for number, loop in moved)
+        weights += sum(number * loop.weight for number, loop in moved)
+        noted = [self.run(image + pixel, walk.pixel_bytes) for pixel in walk.pixels]
+        noted = _sequence([*noted, self.run(weights, walk.weight_bytes)])
+        for number, loop in moved:
+            noted = tirx.For(
+                number, tirx.const(0, "int64"), tirx.const(loop.count, "int64"), tirx.ForKind.SERIAL, noted
+            )
+        return _sequence([noted, *(note for item in sums for note in self.reads(item))])
+
+    def address(self, call: Any) -> Any:
+        """The byte that ``address_of`` an element gives."""
+        (element,) = call.args
+        base, size = self.bases[element.source]
+        return base + _position(element.indices[0]).astype("int64") * size
+
+    def run(self, address: Any, length: int) -> Any:
+        """Notes of neighbouring bytes."""
+        part, zero = tirx.Var("part", "int64"), tirx.const(0, "int64")
+        parts = tirx.const((length + self.line_bytes - 2) // self.line_bytes + 1, "int64")
+        place = tirx.min(part * self.line_bytes, tirx.const(length - 1, "int64"))
+        return tirx.For(part, zero, parts, tirx.ForKind.SERIAL, self.one(address + place))
 
     def reads(self, expression: Any) -> list[Any]:
         """Notes of what an expression reads."""

@@ -8,8 +8,9 @@
                                                 (tvmq_counts[8] += 1)
                                                 ret
 
-A block begins behind a label or a jump.  Counting changes neither flags nor registers, so the code computes what it
-computes without: executed instructions are those of the blocks times their counts, on every machine that can run them.
+A block begins behind a label that is jumped to, or a jump.  Counting changes neither flags nor registers, so the code
+computes what it computes without: executed instructions are those of the blocks times their counts, on every machine
+that can run them.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ COUNTS = "tvmq_counts"
 """The array of counters: one of 64 bits per block."""
 _SAVED = "tvmq_saved"
 """A place for a register where the stack must not be touched."""
-_LABEL = re.compile(r"[\w.$]+:")
+_WORD = re.compile(r"[\w.$]+")
+_LABEL = re.compile(rf"{_WORD.pattern}:")
 _NO_BLOCK = re.compile(r"\.L(tmp|func_|cfi|PC)")
-"""Labels of debuggers, and of the place that an address is counted from."""
+"""Labels of debuggers, of the place that an address is counted from, and of loops of assembly inside of a function."""
 
 
 @dataclass(frozen=True)
@@ -159,10 +161,11 @@ def with_counters(assembly: str, dialect: Dialect) -> tuple[str, list[Block]]:
     lines: list[str] = []
     blocks: list[list[str]] = []
     begins = True
+    places = _jumped_to(assembly, dialect)
     for line in assembly.splitlines():
         code = line.split(dialect.comment)[0].strip()
         if _LABEL.match(code):
-            begins = begins or not _NO_BLOCK.match(code)
+            begins = begins or not _NO_BLOCK.match(code) or code.split(":")[0] in places
         elif code and not code.startswith("."):
             if begins:
                 lines.append(" " + dialect.counter.format(place=f"{COUNTS}+{8 * len(blocks)}"))
@@ -175,6 +178,12 @@ def with_counters(assembly: str, dialect: Dialect) -> tuple[str, list[Block]]:
             lines.append(_far(line, dialect))
     room = [f" .comm {COUNTS},{8 * len(blocks)},8", f" .comm {_SAVED},8,8", ""]
     return "\n".join([*lines, *room]), [Block(tuple(block)) for block in blocks]
+
+
+def _jumped_to(assembly: str, dialect: Dialect) -> set[str]:
+    """All words of jumps, the labels among them."""
+    codes = (line.split(dialect.comment)[0].strip() for line in assembly.splitlines())
+    return {word for code in codes if dialect.jump.match(code) for word in _WORD.findall(code)}
 
 
 def _far(line: str, dialect: Dialect) -> str:
