@@ -18,7 +18,7 @@ from tests.boards import board, ssh_server  # noqa: F401  (fixtures)
 from tvmq.kernels.conv2d import conv2d
 from tvmq.kernels.depth import depth_of
 from tvmq.kernels.knobs import KINDS, Knobs
-from tvmq.kernels.workload import DEPTH_LANES, Conv2dWorkload, Thresholds
+from tvmq.kernels.workload import DEPTH_LANES, Conv2dWorkload, Dot, Thresholds, dot_form
 from tvmq.target import Target, get_target
 from tvmq.tuning.hosts import Host
 from tvmq.tuning.tasks import Task
@@ -39,11 +39,9 @@ def target() -> Target:
 
 @pytest.fixture
 def task(target) -> Callable[..., Task]:
-    """A binary 3x3 convolution of `size` x `size` x `channels`; on ARM also with vectors along the depth."""
+    """A 3x3 convolution of `size` x `size` x `channels`: binary; on ARM also along the depth, or of bytes."""
 
-    def make(
-        size: int = 4, channels: int = 64, count: int = 1, target: Target = target, along_depth: bool = False
-    ) -> Task:
+    def make(size: int = 4, channels: int = 64, count: int = 1, target: Target = target, form: str = "lanes") -> Task:
         workload = Conv2dWorkload(
             height=size,
             width=size,
@@ -65,9 +63,12 @@ def task(target) -> Callable[..., Task]:
             lanes=target.lanes,
             epilogue=Thresholds(1, (0, 1), 1),
         )
-        if along_depth:
+        if form == "depth":
             depth = depth_of(-(-channels // 8), target.arch)
             workload = dataclasses.replace(workload, lanes=DEPTH_LANES, depth=depth)
+        if form == "bytes":
+            dot = Dot(8, 8, pair_bound=2 * 255 * 127, form=dot_form(target.dot))
+            workload = dataclasses.replace(workload, combine="dot", dot=dot, lanes=target.dot_lanes)
         return Task(conv2d(workload, 1), KINDS["conv2d"], target, count)
 
     return make

@@ -35,7 +35,7 @@ def test_all_lines_of_what_is_read_and_written_are_touched(task, target):
 @pytest.mark.parametrize("board", ["raspberry-pi-4", "raspberry-pi-3-32"])
 def test_a_loop_of_assembly_reads_all_weights_for_every_tile_of_pixels(task, board):
     core = get_target(board)
-    kernel = task(size=4, channels=64, target=core, along_depth=True)
+    kernel = task(size=4, channels=64, target=core, form="depth")
     default = kernel.kind.default(kernel.function, core)
     lines = touched_lines(_scheduled(kernel, core), 64)
     weight = math.prod(map(int, kernel.function.params[1].shape)) // 64
@@ -61,9 +61,17 @@ def test_executed_instructions_under_emulation(task, board):
 @pytest.mark.parametrize("board", ["raspberry-pi-4", "raspberry-pi-3-32"])
 def test_executed_instructions_of_a_loop_of_assembly(task, board):
     core = get_target(board)
-    counted = execute(_scheduled(task(size=8, target=core, along_depth=True), core), core)
+    counted = execute(_scheduled(task(size=8, target=core, form="depth"), core), core)
     vectors = (8 * 8 * 9 * 64 * 64) // 128
     assert 3 * vectors < counted.vector_instructions < 6 * vectors  # bits meet, are counted and added
+
+
+@pytest.mark.parametrize("board", ["raspberry-pi-4", "raspberry-pi-5"])
+def test_executed_instructions_of_bytes(task, board):
+    core = get_target(board)
+    counted = execute(_scheduled(task(target=core, form="bytes"), core), core)
+    products = {"smull": 16 / 3, "sdot": 16}[core.dot]  # of an instruction
+    assert counted.vector_instructions > 4 * 4 * 9 * 64 * 64 / products
 
 
 def _scheduled(kernel, target):

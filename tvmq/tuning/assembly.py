@@ -65,6 +65,8 @@ class Dialect:
         Instructions that add one to the counter at ``{place}``.
     far : tuple of (re.Pattern, str)
         What to write in place of instructions that cannot reach far, as counters move their constants away.
+    header : str
+        A line that lets the assembler know the instructions of all cores, where LLVM writes none.
     """
 
     comment: str
@@ -74,6 +76,7 @@ class Dialect:
     stack: re.Pattern[str]
     counter: str
     far: tuple[tuple[re.Pattern[str], str], ...] = ()
+    header: str = ""
 
 
 _CONDITIONS = "(eq|ne|cs|hs|cc|lo|mi|pl|vs|vc|hi|ls|ge|lt|gt|le|al)?"
@@ -97,6 +100,7 @@ _DIALECTS = {
         stack=re.compile(r"\[sp\b"),
         counter="stp x16, x17, [sp, #-16]!\n adrp x16, {place}\n ldr x17, [x16, :lo12:{place}]\n"
         " add x17, x17, #1\n str x17, [x16, :lo12:{place}]\n ldp x16, x17, [sp], #16",
+        header=" .arch armv8.6-a+fp16",
     ),
     # Any instruction may have a condition, and a place on the stack may be in any register.
     "armv7l": Dialect(
@@ -177,7 +181,7 @@ def with_counters(assembly: str, dialect: Dialect) -> tuple[str, list[Block]]:
         if not code.startswith((".file", ".loc")):
             lines.append(_far(line, dialect))
     room = [f" .comm {COUNTS},{8 * len(blocks)},8", f" .comm {_SAVED},8,8", ""]
-    return "\n".join([*lines, *room]), [Block(tuple(block)) for block in blocks]
+    return "\n".join([dialect.header, *lines, *room]), [Block(tuple(block)) for block in blocks]
 
 
 def _jumped_to(assembly: str, dialect: Dialect) -> set[str]:
