@@ -1119,16 +1119,17 @@ def _bitserial_conv2d_type(call: Call) -> relax.TensorType | TupleType:
 
 
 def _weight_planes(weight: np.ndarray, workload: Conv2dWorkload) -> np.ndarray:
-    """Packed (Ob, KH, KW, P, words, lanes) to booleans (P, Opad, KH, KW, words * word_bits)."""
+    """Packed (Ob, KH, KW, P, words, lanes) to booleans (P, Opad, KH, KW, words * channels_per_word)."""
     if workload.depth is not None:
         # (Ob, KH, KW, P, steps, 8, step) to the same with a word, instead of a step of words, of every lane.
         *front, steps, lanes, step = weight.shape
         weight = weight.swapaxes(5, 6).reshape(*front, steps * step, lanes)
     blocks, height, width, planes, words, lanes = weight.shape
-    shifts = np.arange(workload.word_bits, dtype=weight.dtype)
+    length = workload.channels_per_word
+    shifts = np.arange(length, dtype=weight.dtype)
     bits = (weight[..., None] >> shifts) & weight.dtype.type(1)
     order = bits.transpose(3, 0, 5, 1, 2, 4, 6)
-    return order.reshape(planes, blocks * lanes, height, width, words * workload.word_bits).astype(bool)
+    return order.reshape(planes, blocks * lanes, height, width, words * length).astype(bool)
 
 
 def _raw_sums(workload: Conv2dWorkload, data: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -1138,7 +1139,8 @@ def _raw_sums(workload: Conv2dWorkload, data: np.ndarray, weight: np.ndarray) ->
         return workload.class_multiplier[0] * _byte_sums(workload, data, weight, attrs)
     filters = _weight_planes(weight, workload)
     if workload.table is not None:
-        return _selected_sums(workload, data, filters[0, ..., : data.shape[-1]], attrs)
+        length = min(data.shape[-1], filters.shape[-1])  # the longer one ends with zeros
+        return _selected_sums(workload, data[..., :length], filters[0, ..., :length], attrs)
     filters = filters[..., : data.shape[-1] * workload.word_bits]
     pixels = unpack_activations(data, filters.shape[-1])
     columns = []

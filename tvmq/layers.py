@@ -161,7 +161,7 @@ def _rates(call: Call, core: Target, bits: tuple[int, int], weights: int) -> Rat
     samples = list(call.args[0].ty.shape)[2]
     single = workload.is_dense and not dialect.is_symbolic(samples) and int(samples) == 1
     taps = workload.kernel[0] * workload.kernel[1]
-    return rates(core, workload.in_channels, taps, *bits, weights if single else 0)
+    return rates(core, workload.in_channels, taps, *bits, weights if single else 0, workload.out_channels)
 
 
 def _float_product(call: Call, core: Target, definitions: dict[relax.Var, relax.Expr]) -> Layer:

@@ -24,7 +24,16 @@ else:
 if TYPE_CHECKING:
     import tvm
 
-__all__ = ["TABLE_LAYOUTS", "Target", "data_folder", "get_target", "host_target", "list_targets", "load_target"]
+__all__ = [
+    "ARM_TABLE_LAYOUT",
+    "TABLE_LAYOUTS",
+    "Target",
+    "data_folder",
+    "get_target",
+    "host_target",
+    "list_targets",
+    "load_target",
+]
 
 ARCHITECTURES = ("x86_64", "aarch64", "armv7l")
 DOTS = {"vpdpbusd": ("x86_64",), "vpmaddubsw": ("x86_64",), "sdot": ("aarch64",), "smull": ("aarch64", "armv7l")}
@@ -37,6 +46,9 @@ TABLE_KINDS = ("table1", "table2", "table3", "table4")
 """Products of one-bit weights by lookups in tables, by the bits of activations; not every core has kernels for them."""
 TABLE_LAYOUTS = ((8, 32), (8, 64), (32, 16))
 """Bits of a word, and output channels of a vector of such words, whose bits are looked up at once."""
+
+ARM_TABLE_LAYOUT = (8, 16)
+"""The same of 64-bit ARM, where the bits are those of five channels."""
 
 LANES_KIND = "binary_lanes"
 """Binary products with lanes of output channels, where the core's kernels can also put vectors along the depth."""
@@ -160,7 +172,9 @@ class Target:
         if kinds.intersection(TABLE_KINDS) and not self._has_tables:
             layouts = ", or ".join(f"word_bits {bits} and lanes {lanes}" for bits, lanes in TABLE_LAYOUTS)
             raise self._error(
-                "mac_per_cycle", f"may give tables only for x86_64 with {layouts}, the last one with dot vpdpbusd"
+                "mac_per_cycle",
+                f"may give tables only for aarch64 with lanes {ARM_TABLE_LAYOUT[1]}, or for x86_64 with {layouts}, the "
+                "last one with dot vpdpbusd",
             )
         if LANES_KIND in kinds and (self.arch == "x86_64" or (self.word_bits, self.lanes) != (8, 16)):
             raise self._error("mac_per_cycle", f"may give {LANES_KIND} only for ARM with word_bits 8 and lanes 16")
@@ -171,7 +185,10 @@ class Target:
     @property
     def _has_tables(self) -> bool:
         """Whether there are kernels that look sums up in tables."""
-        if self.arch != "x86_64" or (self.word_bits, self.lanes) not in TABLE_LAYOUTS:
+        layout = (self.word_bits, self.lanes)
+        if self.arch == "aarch64":
+            return layout == ARM_TABLE_LAYOUT
+        if self.arch != "x86_64" or layout not in TABLE_LAYOUTS:
             return False
         return self.word_bits == 8 or self.dot == "vpdpbusd"
 

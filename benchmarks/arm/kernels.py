@@ -35,7 +35,7 @@ import tvmq
 from tvmq.target import Target, get_target
 
 RESULTS = Path(__file__).parents[1] / "results"
-BITS = {"w1a1": (1, 1), "w1a2": (1, 2), "w2a2": (2, 2)}
+BITS = {"w1a1": (1, 1), "w1a2": (1, 2), "w1a3": (1, 3), "w1a4": (1, 4), "w2a2": (2, 2)}
 """Bits of weights and of activations."""
 MACS = 128
 """What costs are given per: the bits of a register."""

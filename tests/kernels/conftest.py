@@ -17,7 +17,14 @@ from tvm import relax, tirx
 from tvmq.dialect import fused_multiply_add, line_index
 from tvmq.kernels.conv2d import conv2d
 from tvmq.kernels.depth import depth_of
-from tvmq.kernels.packing import pack_activations, pack_bytes, pack_depth_weights, pack_weight_bytes, pack_weights
+from tvmq.kernels.packing import (
+    pack_activations,
+    pack_bytes,
+    pack_depth_weights,
+    pack_weight_bytes,
+    pack_weight_indices,
+    pack_weights,
+)
 from tvmq.kernels.schedule import Conv2dKnobs, apply_knobs, schedule
 from tvmq.kernels.workload import DEPTH_LANES, Conv2dWorkload, Dot, Integer, Table, Thresholds, dot_form
 from tvmq.runtime.emulator import run_emulated
@@ -346,6 +353,8 @@ def _bytes(image: tuple, weight: tuple, dot: Dot, random: np.random.Generator) -
 def _packed_bits(weights: np.ndarray, workload: Conv2dWorkload) -> np.ndarray:
     if workload.depth is not None:
         return pack_depth_weights(weights, workload.depth)
+    if workload.has_quintets:
+        return pack_weight_indices(weights, workload.weight_words, workload.lanes)
     return pack_weights(weights, workload.word_bits, workload.lanes)
 
 
@@ -368,8 +377,7 @@ def conv2d_case(
     if workload.table is not None:
         most = 2**workload.table.activation_bits
         image, weights = random.integers(0, most, image_shape).astype(np.uint8), random.random(shape) < 0.5
-        bits = pack_weights(weights, workload.word_bits, workload.lanes)
-        packed = [pack_bytes(image[0], workload.in_words), bits]
+        packed = [pack_bytes(image[0], workload.in_words), _packed_bits(weights, workload)]
     elif workload.dot is None:
         image, weights = random.random(image_shape) < 0.5, random.random(shape) < 0.5
         packed = [pack_activations(image, workload.word_bits), _packed_bits(weights, workload)]

@@ -296,7 +296,7 @@ def test_sizes(reference: SimpleNamespace) -> None:
         ({"weight_planes": 2, "plane_class": ((0, 0),)}, "one plane per operand"),
         (
             {"word_bits": 32, "lanes": 32},
-            "32 words of 8 bits or 64 words of 8 bits or 16 words of 32 bits, not 32 of 32",
+            "32 words of 8 bits or 64 words of 8 bits or 16 words of 32 bits or 16 words of 8 bits, not 32 of 32",
         ),
         ({"table": Table(2, 2**16)}, "by words of 8 bits are at most 65535, got 65536"),
         ({"epilogue": Float("basis", False, True, None), "activation_multiplier": (0,)}, "no products of bytes"),

@@ -18,6 +18,7 @@ from tvmq.transform import LowerBitserial
 from tvmq.transform.kernel_choice import byte_form, plane_depth, rates
 
 WIDE, NARROW, ARM = (get_target(name) for name in ("x86-avx512-vpopcntdq", "x86-avx2", "raspberry-pi-4"))
+PI_5 = get_target("raspberry-pi-5")
 PLANES = dataclasses.replace(WIDE, dot=None, mac_per_cycle={kind: WIDE.mac_per_cycle[kind] for kind in KERNEL_KINDS})
 """Bit planes and nothing else."""
 SIGNED = Encoding.twos_complement
@@ -55,10 +56,10 @@ def test_bytes_where_bit_planes_do_not_pay(x, w, wide, arm):
 
 
 def test_padding_channels_count():
-    assert rates(WIDE, 32, 9, 2, 3, 0).planes == pytest.approx(683 / 6)
-    assert rates(WIDE, 33, 9, 2, 3, 0).planes == pytest.approx(683 / 6 * 33 / 64)
-    assert rates(WIDE, 3, 49, 1, 8, 0).planes == pytest.approx(683 / 8 * 147 / 160)
-    assert rates(WIDE, 3, 49, 1, 8, 0).bytes == pytest.approx(128 * 147 / 148)
+    assert rates(WIDE, 32, 9, 2, 3, 0, 64).planes == pytest.approx(683 / 6)
+    assert rates(WIDE, 33, 9, 2, 3, 0, 64).planes == pytest.approx(683 / 6 * 33 / 64)
+    assert rates(WIDE, 3, 49, 1, 8, 0, 64).planes == pytest.approx(683 / 8 * 147 / 160)
+    assert rates(WIDE, 3, 49, 1, 8, 0, 64).bytes == pytest.approx(128 * 147 / 148)
     assert byte_form(product(UNSIGNED(2), UNSIGNED(2), 32), WIDE) is None
     assert byte_form(product(UNSIGNED(2), UNSIGNED(2), 36), WIDE) is not None
 
@@ -110,9 +111,9 @@ def test_vectors_along_the_depth(channels, taps, outputs, pairs, step):
 
 def test_rates_of_vectors_along_the_depth():
     limits = ARM.mac_per_cycle
-    assert rates(ARM, 256, 9, 1, 2, 0).planes == pytest.approx(limits["binary"] / 2)
-    assert rates(ARM, 8, 9, 1, 1, 0).planes == pytest.approx(limits["binary_lanes"])
-    assert rates(ARM, 60, 9, 1, 1, 0).planes == pytest.approx(limits["binary"] * 60 / 64)
+    assert rates(ARM, 256, 9, 1, 2, 0, 64).planes == pytest.approx(limits["binary"] / 2)
+    assert rates(ARM, 8, 9, 1, 1, 0, 64).planes == pytest.approx(limits["binary_lanes"])
+    assert rates(ARM, 60, 9, 1, 1, 0, 64).planes == pytest.approx(limits["binary"] * 60 / 64)
 
 
 def test_lookups_need_no_products_of_bytes():
@@ -122,13 +123,44 @@ def test_lookups_need_no_products_of_bytes():
 
 
 def test_rates_of_lookups():
-    assert rates(NARROW, 64, 9, 1, 2, 0).table == pytest.approx(133)
-    assert rates(NARROW, 33, 9, 1, 4, 0).table == pytest.approx(97 * 33 / 40)
-    assert rates(NARROW, 64, 9, 2, 2, 0).table == rates(PLANES, 64, 9, 1, 2, 0).table == 0
-    assert rates(WIDE, 33, 9, 1, 4, 0).table == pytest.approx(WIDE.mac_per_cycle["table4"] * 33 / 64)
-    assert rates(NARROW, 256, 1, 1, 2, 256 * 256).table == pytest.approx(0.6 * 133)
+    assert rates(NARROW, 64, 9, 1, 2, 0, 64).table == pytest.approx(133)
+    assert rates(NARROW, 33, 9, 1, 4, 0, 64).table == pytest.approx(97 * 33 / 40)
+    assert rates(NARROW, 64, 9, 2, 2, 0, 64).table == rates(PLANES, 64, 9, 1, 2, 0, 64).table == 0
+    assert rates(WIDE, 33, 9, 1, 4, 0, 64).table == pytest.approx(WIDE.mac_per_cycle["table4"] * 33 / 64)
+    assert rates(NARROW, 256, 1, 1, 2, 256 * 256, 64).table == pytest.approx(0.6 * 133)
     # One channel in eight is too few for tables, and a byte of its bits no better.
     assert not byte_form(product(UNSIGNED(4), Encoding.binary(), 1), NARROW).tables
+
+
+@pytest.mark.parametrize(
+    ("bits", "channels", "kernel", "outputs", "tables"),
+    [
+        (1, 256, 3, 256, None),  # counting bits is as fast
+        (2, 256, 3, 256, True),
+        (2, 64, 3, 64, True),
+        (2, 1024, 1, 256, True),
+        (2, 64, 1, 256, None),  # few taps and outputs share a table
+        (2, 3, 3, 64, None),  # a table of five channels, and no fewer than eight of them
+        (3, 64, 1, 256, True),
+        (3, 64, 1, 128, False),  # bytes are faster
+        (4, 256, 3, 256, True),
+        (5, 256, 3, 256, False),
+    ],
+)
+def test_lookups_on_arm(bits, channels, kernel, outputs, tables):
+    form = byte_form(product(UNSIGNED(bits), Encoding.binary(), channels, kernel, outputs=outputs), PI_5)
+    assert (None if form is None else form.tables) == tables
+    ternary = byte_form(product(UNSIGNED(bits), Encoding.ternary(), channels, kernel, outputs=outputs), PI_5)
+    assert ternary is None or not ternary.tables
+    assert byte_form(product(UNSIGNED(2), Encoding.binary(), 256, outputs=256), ARM) is None
+
+
+def test_rates_of_lookups_on_arm():
+    speed = PI_5.mac_per_cycle["table2"]
+    assert rates(PI_5, 256, 9, 1, 2, 0, 256).table == pytest.approx(speed * 256 / 260 * 2304 / (2304 + 128))
+    assert rates(PI_5, 64, 1, 1, 2, 0, 128).table == pytest.approx(speed * 64 / 70 / 2)
+    assert rates(PI_5, 64, 1, 1, 2, 1000, 128).table == rates(PI_5, 64, 1, 1, 2, 0, 128).table
+    assert rates(PI_5, 64, 9, 2, 2, 0, 64).table == rates(ARM, 64, 9, 1, 2, 0, 64).table == 0
 
 
 def test_selected_sums_that_leave_16_bits_are_not_looked_up():
@@ -150,7 +182,7 @@ def test_one_sample_on_weights_that_are_streamed(activation_bits, tables):
     codes = constant(np.zeros((4096, 4096), np.uint8))
     form = byte_form(dense(q, codes, UNSIGNED(activation_bits), Encoding.binary()), WIDE)
     assert (form is not None and form.tables) == tables
-    assert rates(WIDE, 4096, 1, 1, activation_bits, 4096**2).planes == 128
+    assert rates(WIDE, 4096, 1, 1, activation_bits, 4096**2, 64).planes == 128
 
 
 def test_weights_of_a_single_sample_come_from_memory():
@@ -260,7 +292,7 @@ def test_lowered_networks_are_exact(name, channels, seed):
     module = network(NETWORKS[name], channels, seed)
     q = np.random.default_rng(seed).integers(0, 2 ** NETWORKS[name][0][0].planes, (2, channels, 13, 12), dtype=np.uint8)
     expected = golden.interpret(module, [q])[0]
-    for target in (WIDE, NARROW, PLANES):
+    for target in (WIDE, NARROW, PLANES, PI_5):
         lowered = LowerBitserial(target)(module)
         np.testing.assert_array_equal(golden.interpret(lowered, [q])[0], expected)
         wanted = {WIDE: WIDE_KERNELS, NARROW: NARROW_KERNELS}.get(target, {}).get(name)

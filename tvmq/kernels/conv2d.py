@@ -28,6 +28,7 @@ from typing import Any
 from tvm import te, tirx
 
 from tvmq.kernels.depth import accumulated_depths, class_sum, spread
+from tvmq.kernels.quintets import accumulated_quintets, make_quintet_tables
 from tvmq.kernels.tables import accumulated_lookups, accumulated_words, make_tables
 from tvmq.kernels.tiling import register_tile
 from tvmq.kernels.words import pack_masks
@@ -261,6 +262,9 @@ class _Builder:
     def accumulate(self, image: te.Tensor, weight: te.Tensor) -> te.Tensor:
         if self.workload.dot is not None:
             return self.accumulate_products(weight)
+        if self.workload.has_quintets:
+            tables = make_quintet_tables(self.workload, image, self.workload.out_height, self.tiled_width)
+            return accumulated_quintets(self.workload, tables, weight, self.accumulator_shape())
         if self.workload.table is not None:
             tables = make_tables(image, self.workload.word_bits)
             accumulated = accumulated_lookups if self.workload.word_bits == 8 else accumulated_words

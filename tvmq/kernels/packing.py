@@ -26,6 +26,7 @@ __all__ = [
     "pack_bytes",
     "pack_depth_weights",
     "pack_weight_bytes",
+    "pack_weight_indices",
     "pack_weights",
     "quantize",
     "unpack_activations",
@@ -76,12 +77,48 @@ def pack_weights(planes: npt.NDArray[Any], word_bits: int, lanes: int) -> npt.ND
     ValueError
         If `planes` has not five axes or `word_bits` is unknown.
     """
+    words = _pack_last_axis(_whole_vectors(planes, int(np.lcm(lanes, word_bits))), word_bits)
+    return _lanes_last(words, lanes)
+
+
+def pack_weight_indices(planes: npt.NDArray[Any], indices: int, lanes: int) -> npt.NDArray[np.uint8]:
+    """Pack weight planes as indices of tables of 32 entries: the bits of five channels in a byte.
+
+    Parameters
+    ----------
+    planes : ndarray of bool [Pw, O, KH, KW, C]
+        Bit planes.
+    indices : int
+        Of a tap, at least C / 5; the channels beyond C are zero.
+    lanes : int
+        Output channels of a vector, a multiple of 8.
+
+    Returns
+    -------
+    packed : ndarray of uint8 [Ob, KH, KW, Pw, indices, L]
+        The channels beyond O are zero.
+
+    Raises
+    ------
+    ValueError
+        If `planes` has not five axes.
+    """
+    padded = _whole_vectors(planes, lanes)
+    padded = np.pad(padded, ((0, 0),) * 4 + ((0, 5 * indices - planes.shape[4]),))
+    quintets = padded.reshape(*padded.shape[:4], indices, 5)
+    return _lanes_last(np.packbits(quintets, axis=-1, bitorder="little")[..., 0], lanes)
+
+
+def _whole_vectors(planes: npt.NDArray[Any], multiple: int) -> npt.NDArray[np.bool_]:
+    """Weight planes with a multiple of output channels, those beyond the last of zeros."""
     if planes.ndim != 5:
         raise ValueError(f"weight planes have the axes [Pw, O, KH, KW, C], got shape {planes.shape}")
-    multiple = int(np.lcm(lanes, word_bits))
     surplus = -planes.shape[1] % multiple
-    padded = np.pad(np.asarray(planes, dtype=bool), ((0, 0), (0, surplus), (0, 0), (0, 0), (0, 0)))
-    words = _pack_last_axis(padded, word_bits)
+    return np.pad(np.asarray(planes, dtype=bool), ((0, 0), (0, surplus), (0, 0), (0, 0), (0, 0)))
+
+
+def _lanes_last(words: npt.NDArray[Any], lanes: int) -> npt.NDArray[Any]:
+    """[Pw, O, KH, KW, Cw] in the order of the kernels, [Ob, KH, KW, Pw, Cw, L]."""
     count, channels, kernel_h, kernel_w, in_words = words.shape
     blocks = words.reshape(count, channels // lanes, lanes, kernel_h, kernel_w, in_words)
     return np.ascontiguousarray(blocks.transpose(1, 3, 4, 0, 5, 2))

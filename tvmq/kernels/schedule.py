@@ -520,7 +520,7 @@ def _schedule_epilogue(
     # TVM puts what is "local" on the heap, but few "global" sums and results of a tile on the stack.  From there LLVM
     # lifts them into registers.
     signed = workload.dot is not None and workload.dot.form != "mixed"
-    on_stack = signed or knobs.depth != "scalar"
+    on_stack = signed or workload.has_quintets or knobs.depth != "scalar"
     if name in ("mask", "word"):
         sch.set_scope(block, 0, arm.pack_scope(knobs.pack))
     elif not name.startswith("store") and not on_stack:

@@ -10,14 +10,21 @@ from typing import Any
 
 from tvm import s_tir, tirx
 
-from tvmq.kernels import x86_tables
+from tvmq.kernels import arm_tables, x86_tables
+from tvmq.kernels.quintets import table_strides
 from tvmq.kernels.tables import joined_words, table_bytes, tables_of_word
-from tvmq.kernels.workload import Conv2dWorkload
+from tvmq.kernels.workload import Conv2dWorkload, most_lookups
 
 __all__ = ["place_lookups", "table_rows"]
 
 _BAND_BYTES = 192 * 1024
 """Tables of one band of rows, beside which a second-level cache of 256 KiB has room for weights."""
+
+_QUINTET_AXES = ("n", "y", "x", "group", "vector", "class", "lane", "kh", "kw", "index")
+"""Of the block "accumulate" of quintets."""
+_REDUCED = ("kh", "kw", "index")
+_TABLES = 1
+"""Place of the tables among what that block reads."""
 
 
 def table_rows(workload: Conv2dWorkload, pixel_rows: int, channel_tiles: int, cores: int) -> int:
@@ -73,10 +80,16 @@ def place_lookups(
     parallel : bool
         Whether the making of tables is spread over threads.
     """
+    if workload.has_quintets:  # half a pixel, since TVM cannot place a block that has no place in a dimension
+        made_at_once, maker = table_bytes(workload) // 2, arm_tables.register_quintets(workload.weight_words // 2)
+    else:
+        made_at_once, maker = tables_of_word(workload.word_bits), x86_tables.register("table", workload.word_bits)
     # TVM can divide a block into an instruction's only before bands make its rows overlap.
-    _, entries = sch.split(sch.get_loops(blocks["table"])[-1], [None, tables_of_word(workload.word_bits)])
+    _, entries = sch.split(sch.get_loops(blocks["table"])[-1], [None, made_at_once])
     table = sch.blockize(entries)
-    if workload.word_bits == 8:
+    if workload.has_quintets:
+        instructions = _place_quintets(sch, blocks["accumulate"], workload)
+    elif workload.word_bits == 8:
         instructions = _place_octets(sch, blocks, tile, workload)
     else:
         instructions = _place_words(sch, blocks["accumulate"], workload)
@@ -86,7 +99,7 @@ def place_lookups(
         *_, row, column, _ = sch.get_loops(table)
         sch.parallel(row if workload.out_height > 1 else column)
     # TVM loses track of a block when it becomes an instruction: those come last.
-    for place, name in [(table, x86_tables.register("table", workload.word_bits)), *instructions]:
+    for place, name in [(table, maker), *instructions]:
         sch.tensorize(place, name)
 
 
@@ -100,6 +113,39 @@ def _place_words(sch: s_tir.Schedule, block: Any, workload: Conv2dWorkload) -> l
     *_, lanes = sch.get_loops(sch.decompose_reduction(block, kh))
     sch.vectorize(lanes)
     return [(lane, x86_tables.register("words", joined_words(workload)))]
+
+
+def _place_quintets(sch: s_tir.Schedule, block: Any, workload: Conv2dWorkload) -> list[tuple[Any, str]]:
+    """The reduction by indices of five bits in a register tile: all of it is one instruction."""
+    loops = dict(zip(_QUINTET_AXES, sch.get_loops(block)[-len(_QUINTET_AXES) :], strict=True))
+    extents = {axis: int(sch.get(loop).extent) for axis, loop in loops.items()}
+    inside = [axis for axis in ("y", "x", "group", "lane", "kh", "kw", "index") if extents[axis] > 1]
+    outside = [axis for axis in _QUINTET_AXES if axis not in inside]
+    outside.sort(key=_REDUCED.__contains__)
+    sch.reorder(*(loops[axis] for axis in (*outside, *inside)))
+    for axis in outside:
+        sch.unroll(loops[axis])
+    tables = sch.get(block).reads[_TABLES].source
+    has_rows = extents["kh"] > 1 or extents["y"] > 1
+    first = next(axis for axis in (*outside, *inside) if axis in (*inside, *_REDUCED))
+    start = sch.decompose_reduction(block, loops[first])
+    *pixels, lane = sch.get_loops(start)[-sum(axis not in _REDUCED for axis in inside) :]
+    for loop in pixels:
+        sch.unroll(loop)
+    sch.vectorize(lane)
+    assert workload.table is not None
+    tile = arm_tables.TableTile(
+        rows=extents["y"],
+        columns=extents["x"],
+        vectors=extents["group"],
+        kernel=workload.kernel,
+        strides=table_strides(workload),
+        dilation=workload.dilation,
+        indices=workload.weight_words,
+        pitch=int(tables.shape[2]) * table_bytes(workload) if has_rows else 0,
+        most=most_lookups(workload.table.activation_bits),
+    )
+    return [(loops[inside[0]], arm_tables.register_lookups(tile))]
 
 
 def _place_octets(

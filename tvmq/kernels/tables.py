@@ -39,6 +39,7 @@ from tvmq.kernels.workload import Conv2dWorkload
 
 __all__ = [
     "NIBBLE_BITS",
+    "QUINTET_ENTRIES",
     "TABLE_ENTRIES",
     "accumulated_lookups",
     "accumulated_words",
@@ -56,6 +57,8 @@ __all__ = [
 
 NIBBLE_BITS = 4
 TABLE_ENTRIES = 2**NIBBLE_BITS
+QUINTET_ENTRIES = 32
+"""Of a table for the sums of five channels, see :mod:`tvmq.kernels.quintets`."""
 _OCTET = 8
 """Channels of a byte of weights."""
 _LARGEST_BYTE = 255
@@ -75,18 +78,18 @@ def table_bytes(workload: Conv2dWorkload) -> int:
     -------
     size : int
     """
-    return workload.weight_words * tables_of_word(workload.word_bits)
+    return workload.weight_words * (QUINTET_ENTRIES if workload.has_quintets else tables_of_word(workload.word_bits))
 
 
 def entry_sum(activations: Sequence[Any], entry: Any) -> Any:
-    """The sum of four activations that an entry's number selects.
+    """The sum of four or five activations that an entry's number selects.
 
     Parameters
     ----------
     activations : sequence of PrimExpr of uint8
-        Four.
+        Four or five.
     entry : PrimExpr
-        In [0, 15], or that plus a multiple of 16.
+        In [0, 15] or [0, 31], or that plus a multiple of 16 or 32.
 
     Returns
     -------
@@ -148,7 +151,7 @@ def first_channel(position: Any, word_bits: int) -> Any:
     return position // TABLE_ENTRIES % octets * _OCTET + position // (octets * TABLE_ENTRIES) * NIBBLE_BITS
 
 
-def chosen_entry(entry: Callable[[int], Any], nibble: Any) -> Any:
+def chosen_entry(entry: Callable[[int], Any], nibble: Any, entries: int = TABLE_ENTRIES) -> Any:
     """The entry of a table that a nibble chooses, as a tree of choices.
 
     An index that is read from memory would say as much, but TVM could not compare such expressions.
@@ -158,7 +161,9 @@ def chosen_entry(entry: Callable[[int], Any], nibble: Any) -> Any:
     entry : callable
         From a number to that entry of the table.
     nibble : PrimExpr of uint8
-        In [0, 15].
+        Below `entries`.
+    entries : {16, 32}, optional
+        Of the table.
 
     Returns
     -------
@@ -172,7 +177,7 @@ def chosen_entry(entry: Callable[[int], Any], nibble: Any) -> Any:
         is_upper = tirx.bitwise_and(nibble, tirx.const(half, "uint8")) != tirx.const(0, "uint8")
         return tirx.Select(is_upper, among(first + half, half), among(first, half))
 
-    return among(0, TABLE_ENTRIES)
+    return among(0, entries)
 
 
 def lookup_chunks(workload: Conv2dWorkload) -> tuple[list[str], int]:

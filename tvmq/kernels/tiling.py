@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tvmq.kernels import arm_dot, depth
+from tvmq.kernels.arm_table_assembly import MOST_SUMS
 from tvmq.kernels.tables import joined_words
 from tvmq.kernels.workload import Conv2dWorkload
 
@@ -77,6 +78,9 @@ def _costs(workload: Conv2dWorkload, registers: int | None) -> _Costs:
         # Two lookups and sums; two loads of tables; the nibbles of two vectors.  A table, a number that is looked up,
         # ones, a mask, and the tables' places take registers; so do nibbles and sums of bytes, see `_registers`.
         return _Costs(32, 5, update=4, broadcast=1, load=3.5)
+    if workload.has_quintets:
+        # A lookup and a sum; the two registers of a table; a vector of indices.
+        return _Costs(registers or 32, 0, update=2, broadcast=1, load=0.5)
     if workload.table is not None:
         # Two lookups and sums; two tables, which are in the second-level cache; two times the nibbles of a vector.
         # Their mask and the number that is looked up take registers too, and of 32 registers those of both halves.
@@ -168,6 +172,8 @@ def _fits(workload: Conv2dWorkload, tile: RegisterTile, costs: _Costs) -> bool:
         return tile.vectors == tile.rows == 1 and tile.columns <= arm_dot.most_columns(
             workload.dot.form, 16 if costs.registers == 16 else 32
         )
+    if workload.has_quintets:
+        return tile.rows * tile.columns * tile.vectors <= MOST_SUMS
     return _registers(workload, tile, costs) <= costs.registers
 
 

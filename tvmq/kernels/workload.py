@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from tvmq.target import TABLE_LAYOUTS
+from tvmq.target import ARM_TABLE_LAYOUT, TABLE_LAYOUTS
 
 __all__ = [
     "BYTES_PER_STEP",
@@ -28,7 +28,10 @@ __all__ = [
     "Table",
     "Thresholds",
     "dot_form",
+    "index_bits",
+    "most_lookups",
     "padded_bytes",
+    "table_indices",
 ]
 
 MAX_BYTE_STEPS = 31
@@ -278,6 +281,43 @@ def padded_bytes(channels: int) -> int:
     return -(-channels // BYTES_PER_STEP) * BYTES_PER_STEP
 
 
+def index_bits(word_bits: int, lanes: int) -> int:
+    """One-bit weights that one lookup in a table takes.
+
+    Parameters
+    ----------
+    word_bits, lanes : int
+        Bits of a word of bit planes, and output channels of a vector.
+
+    Returns
+    -------
+    bits : {4, 5}
+        5 on 64-bit ARM, see :mod:`tvmq.kernels.quintets`; elsewhere 4, see :mod:`tvmq.kernels.tables`.
+    """
+    return 5 if (word_bits, lanes) == ARM_TABLE_LAYOUT else 4
+
+
+def most_lookups(activation_bits: int) -> int:
+    """Sums of five activations that a byte can sum."""
+    return 255 // (5 * (2**activation_bits - 1))
+
+
+def table_indices(channels: int) -> int:
+    """Indices of five bits that hold the weights of one output channel and tap.
+
+    Parameters
+    ----------
+    channels : int
+        Input channels.
+
+    Returns
+    -------
+    count : int
+        Even, and at least 8: tables are made of half a pixel, whose activations are read 16 at a time.
+    """
+    return max(8, -(-channels // 10) * 2)
+
+
 def _integers(name: str, values: Any, length: int) -> tuple[int, ...]:
     result = tuple(int(value) for value in values)
     if len(result) != length:
@@ -418,8 +458,9 @@ class Conv2dWorkload:
     def _check_table(self, table: Table) -> None:
         if (self.activation_planes, self.weight_planes) != (1, 1):
             raise ValueError("lookups in tables have one plane per operand")
-        if (self.word_bits, self.lanes) not in TABLE_LAYOUTS:
-            layouts = " or ".join(f"{lanes} words of {bits} bits" for bits, lanes in TABLE_LAYOUTS)
+        known = (*TABLE_LAYOUTS, ARM_TABLE_LAYOUT)
+        if (self.word_bits, self.lanes) not in known:
+            layouts = " or ".join(f"{lanes} words of {bits} bits" for bits, lanes in known)
             raise ValueError(f"lookups in tables need vectors of {layouts}, not {self.lanes} of {self.word_bits}")
         if self.word_bits == 8 and table.bound >= 2**16:
             raise ValueError(f"sums looked up by words of 8 bits are at most {2**16 - 1}, got {table.bound}")
@@ -471,10 +512,15 @@ class Conv2dWorkload:
         return self.dot is not None or self.table is not None
 
     @property
+    def has_quintets(self) -> bool:
+        """Whether sums are looked up for five channels at a time, in tables of 32 entries."""
+        return self.table is not None and index_bits(self.word_bits, self.lanes) == 5
+
+    @property
     def padded_words(self) -> int:
         """Words (or bytes) of one input pixel and plane that the reduction reads; those after `in_words` are zero."""
-        if self.table is not None:  # tables are made of as many channels as words of weights hold bits
-            return self.weight_words * self.word_bits
+        if self.table is not None:  # tables are made of all channels of the words of weights
+            return self.weight_words * self.channels_per_word
         return self.in_words if self.depth is None else self.depth.words
 
     @property
@@ -483,8 +529,15 @@ class Conv2dWorkload:
         return self.kernel[0] * self.kernel[1] * self.in_words * self.word_bits * self.pairs_per_class
 
     @property
+    def channels_per_word(self) -> int:
+        """Input channels whose bits a word of weights holds."""
+        return index_bits(self.word_bits, self.lanes) if self.has_quintets else self.word_bits
+
+    @property
     def weight_words(self) -> int:
-        """Words that hold the bits of one output channel, tap and plane of the weights."""
+        """Words that hold the bits of one output channel, tap and plane of the weights; five in a byte for quintets."""
+        if self.has_quintets:
+            return table_indices(self.in_channels)
         return -(-self.in_channels // self.word_bits)
 
     @property

@@ -32,7 +32,7 @@ from tvmq.bitplanes import (
     window_classes,
 )
 from tvmq.dialect import constant_array, is_call, pair, sides
-from tvmq.kernels.packing import pack_depth_weights, pack_weight_bytes, pack_weights
+from tvmq.kernels.packing import pack_depth_weights, pack_weight_bytes, pack_weight_indices, pack_weights
 from tvmq.kernels.workload import (
     DEPTH_LANES,
     Conv2dWorkload,
@@ -313,6 +313,8 @@ class KernelBuilder:
             return pack_weight_bytes(units, workload.lanes, padded, self.gathered, dot_form(self.target.dot))
         if workload.depth is not None:
             return pack_depth_weights(self.bits(), workload.depth)
+        if workload.has_quintets:
+            return pack_weight_indices(self.bits(), workload.weight_words, workload.lanes)
         return pack_weights(self.bits(), workload.word_bits, workload.lanes)
 
     def epilogue_constants(self, arrays: list[np.ndarray], surplus: int) -> list[np.ndarray]:

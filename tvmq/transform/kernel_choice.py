@@ -10,7 +10,8 @@ cost table then gives the rate of lanes as ``binary_lanes``, and that of the fas
 between them: of a pixel to whole steps, or of the output channels to whole vectors.
 
 Some cores look up products of one-bit weights in tables of sums of activations.  Their activations are bytes as well,
-but weights stay bits; the cost table gives their rate for each number of bits of activations.
+but weights stay bits; the cost table gives their rate for each number of bits of activations.  Where tables have 32
+entries, their making, by lookups as well, counts apart: it takes as long as to look up so many more output channels.
 """
 
 from __future__ import annotations
@@ -24,15 +25,18 @@ from tvmq import dialect
 from tvmq.bitplanes import ByteTerms, Encoding, byte_terms
 from tvmq.dialect import constant_array, is_call
 from tvmq.kernels.depth import depth_of
-from tvmq.kernels.workload import DEPTH_LANES, Depth, padded_bytes
+from tvmq.kernels.workload import DEPTH_LANES, Depth, index_bits, padded_bytes, table_indices
 from tvmq.target import LANES_KIND, Target
 
 __all__ = ["ByteForm", "Rates", "byte_form", "plane_depth", "rates"]
 
 STREAM_BYTES_PER_CYCLE = 16.0
 """Weights that a core reads from its last-level cache; measured on Zen 4."""
+MAKING_CHANNELS = 128
+"""Output channels of one tap that are looked up while a table of 32 entries is made, pixels are padded to whole tables,
+and their activations summed; by layers of one tap in benchmarks/arm/table_layers.py."""
 ALONE = 0.6
-"""Share of their rate that lookups reach for a single sample, as no other pixel shares the nibbles of a vector."""
+"""Share of their rate that lookups of nibbles reach for a single sample, as no other pixel shares those of a vector."""
 STREAMED_BYTES = 512 * 1024
 """Weights, as bytes, of which some no longer fit in a core's own caches."""
 
@@ -73,7 +77,7 @@ class ByteForm:
 
 
 def rates(
-    core: Target, channels: int, taps: int, weight_bits: int, activation_bits: int, streamed_weights: int
+    core: Target, channels: int, taps: int, weight_bits: int, activation_bits: int, streamed_weights: int, outputs: int
 ) -> Rates:
     """Rates of all kernels by the cost table.
 
@@ -87,6 +91,8 @@ def rates(
         Bit planes of the operands.
     streamed_weights : int
         Number of weights if each is used only once, otherwise 0.
+    outputs : int
+        Output channels.
 
     Returns
     -------
@@ -102,13 +108,18 @@ def rates(
         binary = max(binary, core.mac_per_cycle["binary"] * words / padded)
     planes = binary / (weight_bits * activation_bits) * useful / (words * word)
     as_bytes = core.mac_per_cycle["int8"] * useful / min(taps * padded_bytes(channels), padded_bytes(useful))
-    table = core.mac_per_cycle.get(f"table{activation_bits}", 0.0) * useful / direct if weight_bits == 1 else 0.0
-    if streamed_weights:
+    table = core.mac_per_cycle.get(f"table{activation_bits}", 0.0) if weight_bits == 1 else 0.0
+    looked_up = index_bits(core.word_bits, core.lanes)
+    if looked_up == 4:
+        table *= useful / direct
+    else:
+        table *= channels / (looked_up * table_indices(channels)) * taps * outputs / (taps * outputs + MAKING_CHANNELS)
+    if streamed_weights and looked_up == 4:
         table *= ALONE
     if streamed_weights > STREAMED_BYTES:
         planes = min(planes, STREAM_BYTES_PER_CYCLE * 8 / weight_bits)
         as_bytes = min(as_bytes, STREAM_BYTES_PER_CYCLE)
-        table = min(table, STREAM_BYTES_PER_CYCLE * 8)
+        table = min(table, STREAM_BYTES_PER_CYCLE * (8 if looked_up == 4 else looked_up))
     return Rates(planes, as_bytes, table)
 
 
@@ -171,7 +182,7 @@ def byte_form(call: Call, core: Target) -> ByteForm | None:
     single = is_call(call, "tvmq.dense") and not dialect.is_symbolic(samples) and int(samples) == 1
     sizes = (codes.shape[1], int(np.prod(codes.shape[2:])), w.planes, x.planes)
     streamed = codes.size if single else 0
-    choice, in_cache = (rates(core, *sizes, weights) for weights in (streamed, min(streamed, 1)))
+    choice, in_cache = (rates(core, *sizes, weights, len(codes)) for weights in (streamed, min(streamed, 1)))
     multiplied = core.dot is not None and _fit_bytes(codes, x, w)
     if _prefers_tables(choice, in_cache, multiplied) and _fit_tables(codes, x, w, core):
         return ByteForm(terms, tables=True)
