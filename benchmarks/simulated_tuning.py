@@ -34,7 +34,7 @@ from tvmq.tuning.measure import CANDIDATE, arguments_of, random_array
 from tvmq.tuning.simulate import SMALLEST_GAIN, Candidate, KernelCosts, SimulatedHost, chosen, kernel_costs
 from tvmq.tuning.tasks import Task
 
-SHAPES = ("28x28x128", "16x16x256", "8x8x512", "dense-64x1024", "dense-64x4096")
+SHAPES = ("28x28x128", "16x16x256", "8x8x512", "32x32x128", "dense-64x1024", "dense-64x4096")
 SEED = 0
 BLOCK_SECONDS = 1e-3
 TOP = 5
