@@ -166,6 +166,46 @@ def test_all_options(quantized):
     assert [path.name for path in Path("out").iterdir()] == ["q.tvmq"]
 
 
+@pytest.mark.parametrize(
+    ("options", "config"),
+    [
+        (["--method", "qnn"], tvmq.QNN()),
+        (["--method", "lqnets"], tvmq.LQNets()),
+        (["--method", "gpfq", "--activations", "float"], tvmq.GPFQ()),
+        (
+            "--method lqnets --weights 3 --activations float --first-layer input8 --last-layer quantized".split(),
+            tvmq.LQNets(weights=3, activations=None, first_layer="input8", last_layer="quantized"),
+        ),
+        (
+            "--method qnn --weights ternary --activations 4 --rounding log --skip fc".split(),
+            tvmq.QNN(weights="ternary", activations=4, rounding="log", skip=("fc",)),
+        ),
+    ],
+)
+def test_every_method_has_its_own_defaults(options, config, quantized):
+    result = tvmq_command("quantize", "net.onnx", "--calibration", "c.npz", *options)
+    assert result.exit_code == 0, result.output
+    assert quantized["config"] == config
+    assert Path(f"net-{options[1]}.tvmq").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--method qnn --constant 2", "--constant is not for --method qnn"),
+        ("--method lqnets --per-channel", "--per-channel is not for --method lqnets"),
+        ("--method lqnets --no-bias-correction", "--bias-correction is not for --method lqnets"),
+        ("--method qnn --clip max", "--clip is not for --method qnn"),
+        ("--rounding log", "--rounding is not for --method gpfq"),
+        ("--method qnn --activations two", "--activations takes a number of bits, or 'float'"),
+    ],
+)
+def test_options_of_another_method(options, message, quantized):
+    result = tvmq_command("quantize", "net.onnx", "--calibration", "c.npz", *options.split())
+    assert result.exit_code == 2 and message in " ".join(result.stderr.split()), result.output
+    assert quantized == {}
+
+
 def test_json_is_all_there_is_on_standard_output(quantized, replace):
     plain = tvmq.quantize
 
@@ -203,6 +243,8 @@ def test_wrong_usage_exits_with_2(arguments, quantized):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--method", "lqnets", "--weights", "ternary"], "LQNets: weights='ternary' is not supported"),
+        (["--method", "qnn", "--rounding", "up"], "QNN: rounding='up' is not supported"),
         (["--weights", "quaternary"], "GPFQ: weights='quaternary' is not supported"),
         (["--weights", "9"], "GPFQ: weights=9 is not supported"),
         (["--activations", "0"], "GPFQ: activations=0 is not supported"),
@@ -335,6 +377,19 @@ def test_quantize_inspect_compile_run(files):
     np.testing.assert_array_equal(scores, expected)
     (original,) = tvmq.load("net.onnx").run(files)
     assert np.linalg.norm(scores - original) < 0.9 * np.linalg.norm(original)
+
+
+@pytest.mark.parametrize(("method", "column"), [("qnn", "1 bit "), ("lqnets", "2 bits")])
+def test_other_methods_the_whole_way(method, column, files):
+    result = tvmq_command("quantize", "net.onnx", "--method", method, "--calibration", "c.npz")
+    assert result.exit_code == 0, result.output
+    assert column in result.stdout and f"wrote net-{method}.tvmq" in result.stdout
+    rows = tvmq.load(f"net-{method}.tvmq").quantization
+    assert [row["layer"] for row in rows] == [layer.name for layer in tvmq.load("net.onnx").layers()][
+        slice(None) if method == "qnn" else slice(1, 2)
+    ]
+    assert all(0 < row["relative_error"] < 1 for row in rows)
+    assert not Path(f"net-{method}.tvmq.partial").exists()
 
 
 def _interrupted_after_a_layer(command, environment, partial):

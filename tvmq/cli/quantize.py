@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import fields as dataclass_fields
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
@@ -18,7 +19,7 @@ import typer
 import tvmq
 from tvmq.cli.answer import Answer, Debug, Json, answers, byte_size, progress, progress_bar
 from tvmq.errors import InputError
-from tvmq.methods.gpfq_config import GPFQ
+from tvmq.methods import GPFQ, QNN, LQNets
 from tvmq.report import QuantizationReport
 
 if TYPE_CHECKING:
@@ -33,6 +34,27 @@ class Method(str, Enum):
     """How a network is quantized."""
 
     gpfq = "gpfq"
+    qnn = "qnn"
+    lqnets = "lqnets"
+
+
+_CONFIGURATIONS: dict[Method, Any] = {Method.gpfq: GPFQ, Method.qnn: QNN, Method.lqnets: LQNets}
+_OPTIONS = {
+    "radius": "--per-channel",
+    "activation_clip": "--clip",
+    "constant": "--constant",
+    "bias_correction": "--bias-correction",
+    "rounding": "--rounding",
+}
+"""Those that not every method has, by the fields of configurations."""
+_FLOAT = "float"
+
+
+def _defaults(field: str) -> str:
+    """What each method does without an option, for its help."""
+    found = {method: getattr(kind, field) for method, kind in _CONFIGURATIONS.items()}
+    values = {method: _FLOAT if value is None else value for method, value in found.items()}
+    return "[default: " + ", ".join(f"{value} ({method.value})" for method, value in values.items()) + "]"
 
 
 @answers
@@ -45,18 +67,33 @@ def quantize_command(
             help="Inputs like those that the network will see: an .npz or .npy file, or a folder of images.",
         ),
     ],
-    method: Annotated[Method, typer.Option("--method", help="How to quantize.")] = Method.gpfq,
+    method: Annotated[
+        Method,
+        typer.Option(
+            "--method",
+            help="'gpfq' makes up for errors by later weights, 'qnn' fits fixed levels, 'lqnets' levels of any values.",
+        ),
+    ] = Method.gpfq,
     weights: Annotated[
-        str, typer.Option("--weights", metavar="BITS", help="Bits of a weight, or 'ternary' for -1, 0 and 1.")
-    ] = str(GPFQ.weights),
+        str | None,
+        typer.Option(
+            "--weights",
+            metavar="BITS",
+            help=f"Bits of a weight, or 'ternary' for -1, 0 and 1 (not lqnets). {_defaults('weights')}",
+        ),
+    ] = None,
     activations: Annotated[
-        int | None,
-        typer.Option("--activations", metavar="BITS", help="Bits of the layers' inputs. [default: they stay float]"),
-    ] = GPFQ.activations,
+        str | None,
+        typer.Option(
+            "--activations",
+            metavar="BITS",
+            help=f"Bits of the layers' inputs, or 'float' to leave them so. {_defaults('activations')}",
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--output", help="The file to write. [default: SOURCE's name with -gpfq.tvmq, in this folder]"
+            "-o", "--output", help="The file to write. [default: SOURCE's name with -METHOD.tvmq, in this folder]"
         ),
     ] = None,
     batch_size: Annotated[
@@ -77,39 +114,61 @@ def quantize_command(
         ),
     ] = None,
     constant: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--constant",
             metavar="C",
-            help="The largest level is so many times the median weight; 'search' finds the best for each layer.",
+            help="Of gpfq: the largest level is so many times the median weight; 'search' finds the best for each "
+            f"layer. [default: {GPFQ.constant}]",
         ),
-    ] = str(GPFQ.constant),
+    ] = None,
     per_channel: Annotated[
-        bool, typer.Option("--per-channel", help="Scale each output channel by itself, instead of the whole layer.")
-    ] = GPFQ.radius == "channel",
+        bool, typer.Option("--per-channel", help="Of gpfq: scale each output channel by itself, not the whole layer.")
+    ] = False,
     bias_correction: Annotated[
-        bool, typer.Option("--bias-correction/--no-bias-correction", help="Add the mean of the error that is left.")
-    ] = GPFQ.bias_correction,
+        bool | None,
+        typer.Option(
+            "--bias-correction/--no-bias-correction",
+            help="Of gpfq: add the mean of the error that is left, as qnn and lqnets do. [default: no]",
+        ),
+    ] = None,
+    rounding: Annotated[
+        str | None,
+        typer.Option(
+            "--rounding",
+            metavar="linear|log",
+            help=f"Of qnn: equispaced levels, or powers of two. [default: {QNN.rounding}]",
+        ),
+    ] = None,
     first_layer: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--first-layer",
             metavar="input8|quantized|float",
-            help="'input8' rounds the first layer's input to 8 bits, 'float' leaves the layer as it is.",
+            help="'input8' rounds the first layer's input to 8 bits, 'float' leaves the layer as it is. "
+            f"{_defaults('first_layer')}",
         ),
-    ] = GPFQ.first_layer,
+    ] = None,
     last_layer: Annotated[
-        str,
-        typer.Option("--last-layer", metavar="quantized|float", help="'float' leaves the last layer as it is."),
-    ] = GPFQ.last_layer,
+        str | None,
+        typer.Option(
+            "--last-layer",
+            metavar="quantized|float",
+            help=f"'float' leaves the last layer as it is. {_defaults('last_layer')}",
+        ),
+    ] = None,
     skip: Annotated[
         list[str] | None,
         typer.Option("--skip", metavar="NAME", help="A layer to leave in float, or a pattern; may be repeated."),
     ] = None,
     clip: Annotated[
-        str,
-        typer.Option("--clip", metavar="mse|percentile|max", help="What the largest level of an activation is."),
-    ] = GPFQ.activation_clip,
+        str | None,
+        typer.Option(
+            "--clip",
+            metavar="mse|percentile|max",
+            help=f"Of gpfq: what the largest level of an activation is. [default: {GPFQ.activation_clip}]",
+        ),
+    ] = None,
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
@@ -118,18 +177,25 @@ def quantize_command(
     The file has no library yet; `tvmq compile` takes it.  Ends in a table of how well each layer was quantized.  Layers
     that are done are kept in a folder beside the output, so that after an interruption the same command goes on there.
     Several processes share the work under `torchrun --nproc-per-node 4 -m tvmq.cli quantize ...`.
+
+    With another method: `tvmq quantize net.onnx --method lqnets --weights 2 --activations 3 --calibration images/`, or
+    `tvmq quantize net.onnx --method qnn --weights 4 --activations float --calibration inputs.npz`.
     """
-    config = tvmq.GPFQ(
-        weights=_number(weights, int),
-        activations=activations,
-        constant=_number(constant, float),
-        radius="channel" if per_channel else "layer",
-        bias_correction=bias_correction,
-        first_layer=first_layer,
-        last_layer=last_layer,
-        skip=tuple(skip or ()),
-        activation_clip=clip,
-    )
+    fields: dict[str, Any] = {
+        "weights": None if weights is None else _number(weights, int),
+        "constant": None if constant is None else _number(constant, float),
+        "radius": "channel" if per_channel else None,
+        "bias_correction": bias_correction,
+        "rounding": rounding,
+        "first_layer": first_layer,
+        "last_layer": last_layer,
+        "skip": tuple(skip) if skip else None,
+        "activation_clip": clip,
+    }
+    chosen = {name: value for name, value in fields.items() if value is not None}
+    if activations is not None:
+        chosen["activations"] = _bits("--activations", activations)
+    config = _configuration(method, chosen)
     path = output if output is not None else Path(f"{source.stem}-{method.value}.tvmq")
     if path.resolve() == source.resolve():
         raise typer.BadParameter(f"{path} is the source itself; name another file with -o")
@@ -198,6 +264,26 @@ def _interruption(reached: list[Progress], partial: Path) -> str:
         f"at layer '{reached[0].layer}' ({100 * reached[0].fraction:.0f} %)" if reached else "before the first layer"
     )
     return f"interrupted {place}; the same command resumes there (what is done is kept in {partial})"
+
+
+def _configuration(method: Method, given: dict[str, Any]) -> Any:
+    """The method's configuration, its own defaults where no option says otherwise."""
+    kind = _CONFIGURATIONS[method]
+    own = {field.name for field in dataclass_fields(kind)}
+    for name in given:
+        if name not in own:
+            raise typer.BadParameter(f"{_OPTIONS[name]} is not for --method {method.value}")
+    return kind(**given)
+
+
+def _bits(option: str, text: str) -> int | None:
+    """A number of bits; None for float."""
+    if text == _FLOAT:
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"{option} takes a number of bits, or {_FLOAT!r}") from None
 
 
 def _number(text: str, kind: type[int] | type[float]) -> Any:

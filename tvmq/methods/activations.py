@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from tvm import relax
@@ -16,12 +17,40 @@ from tvm import relax
 from tvmq.errors import InputError
 from tvmq.methods.processes import Processes
 
-__all__ = ["ActivationQuantizer", "ActivationRange", "fit_quantizer"]
+__all__ = ["ActivationQuantizer", "ActivationRange", "InputQuantizer", "describe_input", "fit_quantizer"]
 
 BINS = 4096
 CANDIDATES = 256
 SMALLEST_CLIP = 2.0**-7
 """Of the clips tried for the smallest error, relative to the largest value."""
+
+
+class InputQuantizer(Protocol):
+    """Maps a layer's inputs to few levels; hashable, equal ones are interchangeable."""
+
+    @property
+    def bits(self) -> int:
+        """How many."""
+        ...
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """Levels of float32 values, as the operators of :meth:`emit` compute them."""
+        ...
+
+    def emit(self, x: relax.Expr, emit: Callable[[relax.Expr, str], relax.Expr], name: str) -> relax.Expr:
+        """The quantizer as ordinary operators."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """What a report says about it."""
+        ...
+
+
+def describe_input(quantizer: InputQuantizer | None) -> dict[str, Any]:
+    """What a report says about the inputs of a layer, quantized or not."""
+    if quantizer is None:
+        return {"activations": None, "activation_step": None}
+    return {"activations": quantizer.bits, **quantizer.describe()}
 
 
 @dataclass(frozen=True)
@@ -99,6 +128,10 @@ class ActivationQuantizer:
         scaled = emit(op.divide(x, step), f"{name}_scaled")
         clipped = emit(op.clip(emit(op.round(scaled), f"{name}_rounded"), *map(float, self.limits)), f"{name}_level")
         return emit(op.multiply(clipped, step), f"{name}_quantized")
+
+    def describe(self) -> dict[str, Any]:
+        """The distance of its levels."""
+        return {"activation_step": self.step}
 
 
 class ActivationRange:

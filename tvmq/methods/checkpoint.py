@@ -11,14 +11,18 @@ from typing import Any
 import numpy as np
 
 from tvmq.errors import InputError
-from tvmq.methods.activations import ActivationQuantizer
+from tvmq.methods.activations import ActivationQuantizer, InputQuantizer
 from tvmq.methods.gpfq_config import GPFQ
-from tvmq.methods.gpfq_layer import QuantizedLayer
+from tvmq.methods.level_quantizer import LevelQuantizer
+from tvmq.methods.lqnets import LQNets
+from tvmq.methods.qnn import QNN
+from tvmq.methods.quantized_layer import QuantizedLayer
 from tvmq.model import Model
 
 __all__ = ["Checkpoint"]
 
 JOB = "job.json"
+QUANTIZERS: dict[str, Any] = {kind.__name__: kind for kind in (ActivationQuantizer, LevelQuantizer)}
 
 
 class Checkpoint:
@@ -29,7 +33,7 @@ class Checkpoint:
     folder : Path or None
         Made if it does not exist; None keeps nothing.
     model : Model
-    config : GPFQ
+    config : GPFQ, QNN or LQNets
     data : str
         A fingerprint of the calibration data.
     writes : bool
@@ -41,13 +45,15 @@ class Checkpoint:
         If the folder holds the layers of another network, configuration or calibration.
     """
 
-    def __init__(self, folder: Path | None, model: Model, config: GPFQ, data: str, writes: bool = True) -> None:
+    def __init__(
+        self, folder: Path | None, model: Model, config: GPFQ | QNN | LQNets, data: str, writes: bool = True
+    ) -> None:
         self._folder, self._writes = folder, writes
         if folder is None:
             return
         job = {
             "network": hashlib.sha256(model.to_json().encode()).hexdigest(),
-            "config": asdict(config) | {"skip": list(config.skip)},
+            "config": {"method": type(config).__name__} | asdict(config) | {"skip": list(config.skip)},
             "calibration": data,
         }
         path = folder / JOB
@@ -71,7 +77,7 @@ class Checkpoint:
             return None
         with np.load(self._path(number)) as arrays:
             about = json.loads(str(arrays["about"]))
-            quantizer = None if about["quantizer"] is None else ActivationQuantizer(**about["quantizer"])
+            quantizer = _quantizer_from(about["quantizer"])
             correction = arrays["correction"] if "correction" in arrays else None
             return QuantizedLayer(arrays["weight"], correction, quantizer, about["row"])
 
@@ -79,10 +85,9 @@ class Checkpoint:
         """Keep a finished layer."""
         if self._folder is None or not self._writes:
             return
-        quantizer = None if layer.quantizer is None else asdict(layer.quantizer)
         arrays: dict[str, Any] = {
             "weight": layer.weight,
-            "about": np.array(json.dumps({"quantizer": quantizer, "row": layer.row})),
+            "about": np.array(json.dumps({"quantizer": _quantizer_fields(layer.quantizer), "row": layer.row})),
         }
         if layer.correction is not None:
             arrays["correction"] = layer.correction
@@ -94,6 +99,16 @@ class Checkpoint:
     def _path(self, number: int) -> Path:
         assert self._folder is not None
         return self._folder / f"layer-{number:04d}.npz"
+
+
+def _quantizer_fields(quantizer: Any) -> dict[str, Any] | None:
+    return None if quantizer is None else {"kind": type(quantizer).__name__} | asdict(quantizer)
+
+
+def _quantizer_from(fields: dict[str, Any] | None) -> InputQuantizer | None:
+    if fields is None:
+        return None
+    return QUANTIZERS[fields["kind"]](**{name: value for name, value in fields.items() if name != "kind"})
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -6,19 +6,20 @@ depend on the number of samples, or gathered, which costs less to walk when ther
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
-from tvmq.methods.activations import ActivationQuantizer
+from tvmq.methods.activations import InputQuantizer, describe_input
 from tvmq.methods.alphabets import equispaced_alphabet, median_radius
 from tvmq.methods.gpfq import GramAccumulator, QuantizedWeights, quantize_weights, scalar_quantize, walk
 from tvmq.methods.gpfq_config import GPFQ
 from tvmq.methods.linear_layers import SharedWeight
 from tvmq.methods.processes import Processes
+from tvmq.methods.quantized_layer import QuantizedLayer, relative_norm
 
-__all__ = ["SEARCHED_NEURONS", "TRIED_CONSTANTS", "GatheredData", "GramData", "QuantizedLayer", "quantize_layer"]
+__all__ = ["SEARCHED_NEURONS", "TRIED_CONSTANTS", "GatheredData", "GramData", "quantize_layer"]
 
 SEARCHED_NEURONS = 64
 """So many neurons, drawn at random, decide about the constant and show what scalar quantization would do."""
@@ -26,27 +27,6 @@ SEARCHED_NEURONS = 64
 COARSE = np.geomspace(0.75, 9.0, 12)
 FINE = np.geomspace(0.83, 1.2, 5)
 TRIED_CONSTANTS = len(COARSE) + len(FINE)
-
-
-@dataclass(frozen=True, eq=False)
-class QuantizedLayer:
-    """What became of a weight and of the inputs of its layers.
-
-    Attributes
-    ----------
-    weight : float32, of the shape of the weight
-    correction : float32 of shape (O,), optional
-        What to add to the layer's output.
-    quantizer : ActivationQuantizer, optional
-        What rounds the layer's inputs.
-    row : dict
-        Of the report.
-    """
-
-    weight: np.ndarray
-    correction: np.ndarray | None
-    quantizer: ActivationQuantizer | None
-    row: dict[str, Any] = field(default_factory=dict)
 
 
 class LayerData(Protocol):
@@ -158,7 +138,7 @@ def quantize_layer(
     data: GramData | GatheredData,
     config: GPFQ,
     processes: Processes,
-    quantizer: ActivationQuantizer | None,
+    quantizer: InputQuantizer | None,
 ) -> QuantizedLayer:
     """Quantize a weight on its data.
 
@@ -170,7 +150,7 @@ def quantize_layer(
     config : GPFQ
     processes : Processes
         Each walks its share of the neurons.
-    quantizer : ActivationQuantizer, optional
+    quantizer : InputQuantizer, optional
         What rounded the inputs.
 
     Returns
@@ -192,10 +172,9 @@ def quantize_layer(
         "levels": config.levels,
         "radius": float(radius) if radius.ndim == 0 else {"min": float(radius.min()), "max": float(radius.max())},
         "constant": constant,
-        "activations": None if quantizer is None else quantizer.bits,
-        "activation_step": None if quantizer is None else quantizer.step,
-        "relative_error": _ratio(error, output),
-        "scalar_relative_error": _ratio(scalar, searched),
+        **describe_input(quantizer),
+        "relative_error": relative_norm(error, output),
+        "scalar_relative_error": relative_norm(scalar, searched),
         "dead_inputs": int(sum(part.dead_inputs for part in parts)),
         "method": data.method,
     }
@@ -283,10 +262,3 @@ class _Work:
 
 def _squares(array: np.ndarray) -> np.ndarray:
     return np.einsum("mn,mn->n", array, array, dtype=np.float64)
-
-
-def _ratio(error: float, output: float) -> float:
-    """Of norms, given their squares."""
-    if output == 0:
-        return 0.0 if error == 0 else float("inf")
-    return float(np.sqrt(error / output))

@@ -10,111 +10,51 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from fnmatch import fnmatchcase
-from pathlib import Path
-from typing import Any
+from functools import partial
 
 import numpy as np
 
-from tvmq.errors import InputError, nearest
-from tvmq.methods.activations import ActivationQuantizer, ActivationRange, fit_quantizer
-from tvmq.methods.checkpoint import Checkpoint
+from tvmq.methods.activations import ActivationRange, InputQuantizer, fit_quantizer
 from tvmq.methods.gpfq_config import GPFQ
 from tvmq.methods.gpfq_layer import (
     SEARCHED_NEURONS,
     TRIED_CONSTANTS,
     GatheredData,
     GramData,
-    QuantizedLayer,
     quantize_layer,
 )
-from tvmq.methods.layerwise import LayerInputs, Quantized, SideBySide
-from tvmq.methods.linear_layers import LayerUse, SharedWeight, columns, pieces, shared_weights
-from tvmq.methods.processes import Processes, current_processes
-from tvmq.methods.progress import Estimator, Progress
-from tvmq.methods.rewrite import rewrite
+from tvmq.methods.layer_walk import Calibrated, Walk, walk_layers
+from tvmq.methods.layerwise import LayerInputs
+from tvmq.methods.linear_layers import LayerUse, SharedWeight, columns, pieces
+from tvmq.methods.progress import Estimator
+from tvmq.methods.quantized_layer import QuantizedLayer
 from tvmq.methods.trials import NO_SECONDS, expected_seconds
 from tvmq.model import Model
 
 __all__ = ["quantize_network"]
 
-INPUT_BITS = 8
-
 USEFUL_ROWS = 256
 """With fewer calibration rows than this, and than a layer has inputs, the walk fits the samples and not the data."""
 
 
-def quantize_network(
-    model: Model,
-    config: GPFQ,
-    batches: Iterable[tuple[np.ndarray, ...]],
-    folder: Path | None = None,
-    report: Callable[[Progress], None] | None = None,
-    memory: int = 2 * 2**30,
-) -> Model:
+def quantize_network(model: Model, config: GPFQ, calibrated: Calibrated) -> Model:
     """Quantize a network; see :func:`tvmq.quantize`, which checks what it passes on.
 
     Parameters
     ----------
     model : Model
     config : GPFQ
-    batches : iterable of tuples of numpy.ndarray
-        One array per input of the network; read once.
-    folder : Path, optional
-        Where finished layers are kept.
-    report : callable, optional
-        Called with the progress.
-    memory : int
-        Bytes of activations that stay in memory, and of a layer's gathered inputs.
+    calibrated : Calibrated
 
     Returns
     -------
     Model
     """
-    weights = shared_weights(model)
-    chosen = _chosen(weights, config, model.name)
-    processes = current_processes()
-    networks = SideBySide(model, weights, batches, memory)
-    try:
-        # Only one process writes; all read, so that all resume at the same layer.
-        data = processes.fingerprint(networks.fingerprint)
-        checkpoint = Checkpoint(folder, model, config, data, writes=processes.rank == 0)
-        finished = [checkpoint.load(number) for number in range(len(chosen))]
-        waiting = [weight for weight, layer in zip(chosen, finished, strict=True) if layer is None]
-        job = _Job(config, networks, processes, waiting, memory, report)
-        layers = []
-        for number, (weight, layer) in enumerate(zip(chosen, finished, strict=True)):
-            if layer is None:
-                layer = job.quantize(weight, first=weight is weights[0])
-                checkpoint.save(number, layer)
-            job.adopt(weight, layer)
-            layers.append((weight, layer))
-    finally:
-        networks.close()
-    return rewrite(model, layers)
 
+    def fit_input(values: ActivationRange, bits: int) -> InputQuantizer:
+        return fit_quantizer(values, bits, config.activation_clip, config.percentile)
 
-def _chosen(weights: Sequence[SharedWeight], config: GPFQ, network: str) -> list[SharedWeight]:
-    """The weights to quantize."""
-    if not weights:
-        raise InputError(f"quantize: network '{network}' has no convolution or linear layer with a constant weight")
-    names = [use.variable.name for weight in weights for use in weight.uses]
-    for pattern in config.skip:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise InputError(f"quantize: skip pattern {pattern!r} matches no layer{nearest(pattern, names)}")
-    kept = {weights[0]} if config.first_layer == "float" else set()
-    if config.last_layer == "float":
-        kept.add(max(weights, key=lambda weight: weight.uses[-1].position))
-    chosen = [
-        weight
-        for weight in weights
-        if weight not in kept
-        and not any(fnmatchcase(use.variable.name, pattern) for use in weight.uses for pattern in config.skip)
-    ]
-    if not chosen:
-        raise InputError("quantize: first_layer, last_layer and skip leave every layer in float; nothing to quantize")
-    return chosen
+    return walk_layers(model, config, calibrated, partial(_Greedy, config), fit_input)
 
 
 def _rows(weight: SharedWeight, samples: int, patches: int | None) -> int:
@@ -134,27 +74,20 @@ def _gathers(weight: SharedWeight, rows: int, config: GPFQ, memory: int) -> bool
     return 6.0 * rows * inputs * walks < 4.0 * rows * inputs**2 + 4.0 * inputs**2 * walks
 
 
-class _Job:
+class _Greedy:
     """Quantizes one weight after the other."""
 
-    def __init__(
-        self,
-        config: GPFQ,
-        networks: SideBySide,
-        processes: Processes,
-        weights: Sequence[SharedWeight],
-        memory: int,
-        report: Callable[[Progress], None] | None,
-    ) -> None:
-        self._config, self._networks, self._processes = config, networks, processes
+    def __init__(self, config: GPFQ, walk: Walk) -> None:
+        self._config, self._inputs = config, walk.inputs
+        networks, processes, weights = walk.networks, walk.processes, walk.waiting
+        self._networks, self._processes = networks, processes
         self._rows = {weight: _rows(weight, networks.samples, config.patches) for weight in weights}
         self._gathers = {
-            weight: processes.size == 1 and _gathers(weight, rows, config, memory)
+            weight: processes.size == 1 and _gathers(weight, rows, config, walk.memory)
             for weight, rows in self._rows.items()
         }
-        self._quantizers: dict[Any, ActivationQuantizer] = {}
         self._expected = dict.fromkeys(weights, NO_SECONDS)
-        if report is not None:
+        if walk.report is not None:
             self._expected = expected_seconds(networks, weights, config, self._rows, self._gathers, self._try_gathering)
         expected = self._expected.values()
         kinds = {
@@ -162,14 +95,14 @@ class _Job:
             "sums": sum(seconds.sums for seconds in expected),
             "walks": sum(seconds.walks for seconds in expected),
         }
-        self._estimator = Estimator(kinds, report)
+        self._estimator = Estimator(kinds, walk.report)
 
     def quantize(self, weight: SharedWeight, first: bool) -> QuantizedLayer:
         """Quantize a weight; ``first`` says that it is the network's first."""
         start = time.perf_counter()
-        quantizer = self._input_quantizer(weight, first)
-        if quantizer is not None:
-            self._networks.quantize_inputs(weight, quantizer)
+        quantizer = self._inputs.of(weight, first)
+        # The networks ran to this layer here: that is counted as done when its data is gathered.
+        self._estimator.finished("forward", 0.0, time.perf_counter() - start, weight.name)
         data = self._data(weight)
         before = time.perf_counter()
         layer = quantize_layer(weight, data, self._config, self._processes, quantizer)
@@ -177,43 +110,6 @@ class _Job:
         self._estimator.finished("walks", expected, time.perf_counter() - before, weight.name)
         layer.row["seconds"] = round(time.perf_counter() - start, 3)
         return layer
-
-    def adopt(self, weight: SharedWeight, layer: QuantizedLayer) -> None:
-        """Run the quantized network with this layer from now on."""
-        if layer.quantizer is not None:
-            self._networks.quantize_inputs(weight, layer.quantizer)
-            self._quantizers.setdefault(self._quantizer_key(weight, layer.quantizer.bits), layer.quantizer)
-        self._networks.quantize_weight(weight, Quantized(layer.weight, layer.correction))
-
-    def _input_quantizer(self, weight: SharedWeight, first: bool) -> ActivationQuantizer | None:
-        config, bits = self._config, self._config.activations
-        if bits is None:
-            return None
-        clip = config.activation_clip
-        if first and config.first_layer == "input8":
-            # Pixels are levels already: nothing to clip.
-            bits, clip = INPUT_BITS, "max"
-        key = self._quantizer_key(weight, bits)
-        if key not in self._quantizers:
-            start = time.perf_counter()
-            values = ActivationRange()
-            for batch in self._networks.inputs(weight):
-                for seen in batch:
-                    values.add_range(seen.quantized)
-            values.reduce_range(self._processes)
-            for batch in self._networks.inputs(weight):
-                for seen in batch:
-                    values.add_counts(seen.quantized)
-            values.reduce_counts(self._processes)
-            self._quantizers[key] = fit_quantizer(values, bits, clip, config.percentile)
-            # The networks ran to this layer here: that is counted as done when its data is gathered.
-            self._estimator.finished("forward", 0.0, time.perf_counter() - start, weight.name)
-        return self._quantizers[key]
-
-    @staticmethod
-    def _quantizer_key(weight: SharedWeight, bits: int) -> Any:
-        """Layers that read the same values share a quantizer."""
-        return (*(use.call.args[0] for use in weight.uses), bits)
 
     def _data(self, weight: SharedWeight) -> GramData | GatheredData:
         data: GramData | GatheredData = GramData(weight.inputs, weight.groups)

@@ -26,8 +26,8 @@ class LQNets:
     weights : int
         Bits of a weight, 1 to 4.
     activations : int, optional
-        Bits of an activation, 1 to 4; None leaves activations in float.  Values are expected to come from a ReLU: what
-        is below zero is taken for zero.
+        Bits of an activation, 1 to 4; None leaves activations in float.  Training expects values that come from a ReLU
+        and takes what is below zero for zero; :func:`tvmq.quantize` gives inputs of both signs a basis of signs.
     first_layer : {"float", "input8", "quantized"}
         "float": the first layer stays as it is.  "input8": its input lies in [0, 1] and is rounded to 8 bits.
         "quantized": it is quantized like every other layer.

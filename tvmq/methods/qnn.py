@@ -39,7 +39,8 @@ class QNN:
         one of the two levels around.  Weights are always quantized deterministically, and so is everything in eval
         mode.
     rounding : {"linear", "log"}
-        With more than one bit, whether levels are equispaced, or zero and powers of two.
+        With more than one bit, whether levels are equispaced, or zero and powers of two.  The compiler packs weights of
+        up to 4 bits on powers of two, and activations of 2; layers with more are computed in float.
     signed : bool
         Whether activations have levels on both sides of zero, in [-1, 1], as hardtanh and tanh give; or, for networks
         of ReLUs, from zero on, in [0, 1].

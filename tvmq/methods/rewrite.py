@@ -25,9 +25,9 @@ from typing import Any
 from tvm import relax
 from tvm.ir import Call
 
-from tvmq.methods.activations import ActivationQuantizer
-from tvmq.methods.gpfq_layer import QuantizedLayer
+from tvmq.methods.activations import InputQuantizer
 from tvmq.methods.linear_layers import LayerUse, SharedWeight, weight_like
+from tvmq.methods.quantized_layer import QuantizedLayer
 from tvmq.model import Model
 from tvmq.transform.rewriter import BindingRewriter
 
@@ -59,7 +59,7 @@ class _Rewriter(BindingRewriter):
         self._constants = {
             use.variable: weight_like(weight.uses[0], layer.weight) for weight, layer in layers for use in weight.uses
         }
-        self._rounded: dict[tuple[Any, ActivationQuantizer], relax.Expr] = {}
+        self._rounded: dict[tuple[Any, InputQuantizer], relax.Expr] = {}
 
     def bind(self, variable: relax.Var, value: relax.Expr) -> Any:
         if variable not in self._layers:
@@ -73,7 +73,7 @@ class _Rewriter(BindingRewriter):
         correction = relax.const(layer.correction if use.is_dense else layer.correction.reshape(shape), "float32")
         return self.emit(relax.op.add(result, correction), f"{variable.name}_correction")
 
-    def _input(self, use: LayerUse, quantizer: ActivationQuantizer | None) -> relax.Expr:
+    def _input(self, use: LayerUse, quantizer: InputQuantizer | None) -> relax.Expr:
         source = use.call.args[0]
         data = self.substitute(source)
         if quantizer is None:

@@ -32,7 +32,7 @@ class QuantizationReport:
         ``weights`` : str
             Such as ``"ternary"`` or ``"2 bits"``.
         ``levels`` : int
-            Of the alphabet.
+            Of the alphabet, or of each output channel.
         ``radius`` : float or mapping
             The largest level; of one radius per channel ``{"min": float, "max": float}``.
         ``constant`` : float or None
@@ -40,14 +40,22 @@ class QuantizationReport:
         ``activations`` : int or None
             Bits of the layer's inputs; None is float.
         ``activation_step`` : float or None
-            Distance of two levels of the layer's inputs.
+            Distance of two levels of the layer's inputs, where they are equispaced.
+        ``activation_levels`` : list of float
+            The levels of the layer's inputs, where they are not.
         ``relative_error``, ``scalar_relative_error`` : float or None
             Norm of the error of the layer's output on the calibration data, relative to that of the output, and what
             it is with every weight rounded on its own to the same alphabet.
         ``dead_inputs`` : int
             Inputs that are zero on all calibration data.
+        ``uncorrected_relative_error`` : float
+            The same before the mean error was added to the output; of QNN and LQ-Nets.
+        ``weight_error`` : float
+            Norm of what rounding changed the weights by, relative to that of the weights; of QNN and LQ-Nets.
+        ``mean_basis`` : list of float
+            Magnitudes of the basis, averaged over the output channels; of LQ-Nets.
         ``method`` : str
-            How the error was followed, ``"gram"`` or ``"residual"``.
+            How GPFQ followed the error, ``"gram"`` or ``"residual"``; else ``"QNN"`` or ``"LQNets"``.
         ``seconds`` : float
             Time that the layer took.
 
@@ -156,7 +164,9 @@ def _summary(report: QuantizationReport) -> str:
     parts = [f"{number} layer{'s' if number != 1 else ''} with {count(_weights(report.rows))} weights quantized"]
     if report.seconds is not None:
         parts[0] += f" in {duration(report.seconds)}"
-    parts.append("error is of a layer's output on the calibration data, rounded that of rounding each weight alone")
+    parts.append("error is of a layer's output on the calibration data")
+    if any(row.get("scalar_relative_error") is not None for row in report.rows):
+        parts[-1] += ", rounded that of rounding each weight alone"
     if _dead(report.rows):
         parts.append("dead inputs are zero on all calibration data")
     return "; ".join(parts)
