@@ -3,7 +3,8 @@
 A weight is quantized by itself (:mod:`tvmq.methods.weight_fits`).  A layer's input gets the levels that fit best what
 the layer sees in the network whose earlier layers are quantized already.  What cannot be made up for by levels is at
 least centred: the mean of the error that a layer's weights and inputs leave, over the calibration data, is added to the
-layer's output, per output channel.
+layer's output, per output channel.  With two bits and fewer a network is of little use without: the errors of the
+weights add up wherever the inputs, such as those after a ReLU, have a mean.
 """
 
 from __future__ import annotations
