@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from tvmq.methods.qem import code_table, fit_bases, fit_best_bases, nearest_levels, sorted_levels
+from tvmq.methods.qem import code_table, fit_bases, fit_best_bases, sorted_levels
 from tvmq.methods.sorted_rows import SortedRows
 
 DATA = Path(__file__).parents[1] / "oracles" / "data"
@@ -58,21 +58,16 @@ def test_the_error_never_rises(x, basis, bits, signed):
 
 
 @settings(max_examples=30, deadline=None)
-@given(
-    x=arrays(np.float32, (2, 25), elements=VALUES),
-    basis=arrays(np.float64, (2, 2), elements=st.floats(-4, 4)),
-)
-def test_levels_ascend_and_have_their_codes(x, basis):
-    levels, codes = sorted_levels(basis, signed=True)
+@given(basis=arrays(np.float64, (2, 2), elements=st.floats(-4, 4)), signed=st.booleans())
+def test_levels_ascend_and_have_their_codes(basis, signed):
+    levels, codes = sorted_levels(basis, signed)
     assert (np.diff(levels, axis=1) >= 0).all()
     np.testing.assert_allclose((codes * basis[:, None, :]).sum(2), levels, atol=1e-12)
-    found = nearest_levels(x, levels)
-    np.testing.assert_allclose(((x - found) ** 2).sum(1), brute_force(x, basis, True), atol=1e-6)
+    for row in codes:
+        assert len(np.unique(row, axis=0)) == 4
 
 
 def test_a_value_between_two_levels_takes_the_lower():
-    levels = np.array([[-1.0, 0.0, 1.0]])
-    np.testing.assert_array_equal(nearest_levels(np.array([[-0.5, 0.5, 0.5000001]]), levels), [[-1, 0, 1]])
     counts, sums = SortedRows(np.array([[0.5, -0.5, 2.0]])).statistics(np.array([[-0.5, 0.5]]))
     np.testing.assert_array_equal(counts, [[1, 1, 1]])
     np.testing.assert_array_equal(sums, [[-0.5, 0.5, 2.0]])

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -136,7 +136,7 @@ def walk_layers(
     return rewrite(model, layers)
 
 
-def _chosen(weights: Sequence[SharedWeight], config: Any, network: str) -> list[SharedWeight]:
+def _chosen(weights: Sequence[SharedWeight], config: GPFQ | QNN | LQNets, network: str) -> list[SharedWeight]:
     """The weights to quantize."""
     if not weights:
         raise InputError(f"quantize: network '{network}' has no convolution or linear layer with a constant weight")

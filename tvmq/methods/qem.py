@@ -27,7 +27,7 @@ import numpy as np
 
 from tvmq.methods.sorted_rows import SortedRows
 
-__all__ = ["RIDGE", "Fit", "code_table", "fit_bases", "fit_best_bases", "nearest_levels", "sorted_levels"]
+__all__ = ["RIDGE", "Fit", "code_table", "fit_bases", "fit_best_bases", "sorted_levels"]
 
 RIDGE = 1e-4
 """Of the original implementation, for weights; for activations it has none, and fails where a code does not occur."""
@@ -78,27 +78,6 @@ def sorted_levels(basis: np.ndarray, signed: bool) -> tuple[np.ndarray, np.ndarr
     levels = basis @ codes.T
     order = np.argsort(levels, axis=1, kind="stable")
     return np.take_along_axis(levels, order, 1), codes[order]
-
-
-def nearest_levels(x: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    """Each value's nearest level; halfway the lower one.
-
-    Parameters
-    ----------
-    x : array of shape (rows, n)
-    levels : array of shape (rows, L)
-        Ascending.
-
-    Returns
-    -------
-    array of shape (rows, n)
-        Of the dtype of ``levels``.
-    """
-    thresholds = (levels[:, 1:] + levels[:, :-1]) / 2
-    result = np.empty(x.shape, levels.dtype)
-    for row, (values, edges) in enumerate(zip(x, thresholds, strict=True)):
-        result[row] = levels[row, np.searchsorted(edges, values)]
-    return result
 
 
 @dataclass(frozen=True, eq=False)
