@@ -39,8 +39,9 @@ class QNN:
         one of the two levels around.  Weights are always quantized deterministically, and so is everything in eval
         mode.
     rounding : {"linear", "log"}
-        With more than one bit, whether levels are equispaced, or zero and powers of two.  The compiler packs weights of
-        up to 4 bits on powers of two, and activations of 2; layers with more are computed in float.
+        With more than one bit, whether levels are equispaced, or zero and powers of two.  Powers of two are compiled as
+        some of the levels of a grid, if it has at most 256: up to 4 bits with signs, or 3 bits without; layers of more
+        are computed in float.
     signed : bool
         Whether activations have levels on both sides of zero, in [-1, 1], as hardtanh and tanh give; or, for networks
         of ReLUs, from zero on, in [0, 1].
