@@ -39,6 +39,10 @@ class Examples:
         """Some of the images, with their labels."""
         return Examples(self.images[rows], self.labels[rows])
 
+    def to(self, device: torch.device) -> Examples:
+        """The same on a device."""
+        return Examples(self.images.to(device), self.labels.to(device))
+
     def batches(self, size: int) -> Iterator[Examples]:
         """Cut into batches, the last one possibly smaller."""
         return (self[start : start + size] for start in range(0, len(self), size))
@@ -46,18 +50,19 @@ class Examples:
 
 def load_mnist(folder: Path) -> tuple[Examples, Examples]:
     """Training and test set of MNIST."""
-    _check_files(folder, MNIST_FILES, "the four original MNIST files, still gzipped")
+    check_files(folder, MNIST_FILES, "the four original MNIST files, still gzipped")
     images, labels, test_images, test_labels = (_read_idx(folder / name) for name in MNIST_FILES)
     return _examples(images[:, None], labels), _examples(test_images[:, None], test_labels)
 
 
 def load_cifar10(folder: Path) -> tuple[Examples, Examples]:
     """Training and test set of CIFAR-10."""
-    _check_files(folder, CIFAR10_TRAIN + CIFAR10_TEST, "the files of CIFAR-10's binary version")
+    check_files(folder, CIFAR10_TRAIN + CIFAR10_TEST, "the files of CIFAR-10's binary version")
     return _read_cifar10(folder, CIFAR10_TRAIN), _read_cifar10(folder, CIFAR10_TEST)
 
 
-def _check_files(folder: Path, names: tuple[str, ...], what: str) -> None:
+def check_files(folder: Path, names: tuple[str, ...], what: str) -> None:
+    """End the process with the names of missing files, and with ``what`` to put there."""
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         sys.exit(f"error: {folder} lacks {', '.join(missing)}; put {what} there")

@@ -13,15 +13,15 @@ from itertools import pairwise
 
 import torch
 from datasets import load_mnist
+from options import parse
 from torch import Tensor, nn
-from trainer import Recipe, parse, parser, shifted, train
+from trainer import Recipe, image_parser, shifted, train
 
 from tvmq import QNN, prepare
 from tvmq.nn import parameter_groups, squared_hinge_loss
 
 BATCH = 200
 LEARNING_RATE = 1e-3
-HELD_OUT = 5000
 
 
 def network(hidden: int) -> nn.Sequential:
@@ -40,7 +40,7 @@ def as_input(images: Tensor) -> Tensor:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train as the command line says."""
-    options = parser((__doc__ or "").splitlines()[0], epochs=100)
+    options = image_parser((__doc__ or "").splitlines()[0], epochs=100, held_out=5000)
     options.add_argument("--hidden", type=int, default=2048, help="units of a hidden layer")
     options.add_argument("--shift", type=int, default=0, help="move training images by up to so many pixels")
     options.add_argument("--deterministic", action="store_true", help="take signs while training, too")
@@ -57,7 +57,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         as_input=as_input,
         augment=lambda images: shifted(images, chosen.shift) if chosen.shift else images,
         batch=BATCH,
-        held_out=HELD_OUT,
     )
     train(recipe, train_set, test_set, chosen)
 
