@@ -200,6 +200,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--embedding-dropout", type=float, default=0.3, help="default: 0.3")
     options.add_argument("--words", type=int, default=None, help="train on so many words only; default: all")
     chosen = parse(options, arguments)
+    for dropout in (chosen.dropout, chosen.embedding_dropout):
+        if not 0 <= dropout < 1:
+            options.error(f"a dropout of {dropout} is not a share; it must be at least 0 and below 1")
     corpus = load_penn_treebank(chosen.data)
     network: nn.Module = LanguageModel(len(corpus.words), chosen.hidden, chosen.dropout, chosen.embedding_dropout)
     name = "ptb-lstm-float"

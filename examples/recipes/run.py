@@ -260,7 +260,7 @@ _NO_FIGURES = ("epoch", "seconds")
 
 @contextmanager
 def deferred_interrupt() -> Iterator[threading.Event]:
-    """Let Ctrl-C set an event instead of raising at once; a second one raises."""
+    """Let Ctrl-C, or the end that a scheduler of jobs announces, set an event; a second one raises."""
     stop = threading.Event()
 
     def note(_number: int, _frame: Any) -> None:
@@ -268,11 +268,12 @@ def deferred_interrupt() -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         stop.set()
 
-    before = signal.signal(signal.SIGINT, note)
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def broken_layer(network: nn.Module) -> str | None:

@@ -112,14 +112,14 @@ def assert_same_run(first: Path, second: Path) -> None:
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
-def interrupt_in_step(recipes, monkeypatch, number: int) -> None:
-    """Press Ctrl-C while a step runs."""
+def interrupt_in_step(recipes, monkeypatch, number: int, sent: signal.Signals = signal.SIGINT) -> None:
+    """Press Ctrl-C, or have a scheduler end the job, while a step runs."""
     steps, step = [], recipes.run.Run.step
 
     def interrupted(self, part):
         steps.append(1)
         if len(steps) == number:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(sent)
         return step(self, part)
 
     monkeypatch.setattr(recipes.run.Run, "step", interrupted)
@@ -174,7 +174,7 @@ def test_the_language_model_learns_resumes_and_compiles(recipes, ptb, tmp_path, 
     assert done["test_perplexity_as_built"] == pytest.approx(done["test_perplexity"], rel=1e-3)
 
     with monkeypatch.context() as patch:
-        interrupt_in_step(recipes, patch, 7)
+        interrupt_in_step(recipes, patch, 7, signal.SIGTERM)
         with pytest.raises(SystemExit):
             recipes.ptb_lstm.main(ptb_arguments(ptb, tmp_path / "stopped"))
     assert torch.load(tmp_path / "stopped" / "checkpoint.pt")["part"]["carried"]["hidden"].any()
@@ -374,6 +374,9 @@ def test_options_that_make_no_sense_are_refused(recipes, mnist, tmp_path, capsys
         with pytest.raises(SystemExit):
             recipes.mnist_mlp.main(arguments(mnist, tmp_path, *option))
         assert f"{option[0]} {option[1]}: at least 1 is needed" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        recipes.ptb_lstm.main(arguments(tmp_path, tmp_path, "--dropout", 1))
+    assert "a dropout of 1.0 is not a share" in capsys.readouterr().err
 
 
 def test_every_word_but_the_first_is_predicted_once(recipes):
