@@ -141,7 +141,7 @@ def task(core, size: int, inputs: int, outputs: int, bits: int, epilogue: str, s
     padding = (kernel // 2,) * 4
     geometry = {"height": size, "width": size, "kernel": (kernel, kernel), "padding": padding}
     work = workload(core, inputs, outputs, bits, epilogue, strides=(stride, stride), **geometry)
-    speed = rates(core, inputs, kernel**2, 1, bits, 0)
+    speed = rates(core, inputs, kernel**2, 1, bits, 0, outputs)
     return convolution(core, of_tables(work) if speed.table > max(speed.planes, speed.bytes) else work)
 
 

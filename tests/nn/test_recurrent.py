@@ -113,6 +113,31 @@ def test_a_step_is_compiled_as_it_is_in_torch(kind, bits):
     assert all(row["kernel"].startswith(("bitserial", "int8")) for row in bundle.layers("host"))
 
 
+class LastStep(nn.Module):
+    """What an LSTM says after its last step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(32, 32, batch_first=True)
+
+    def forward(self, x):
+        return self.lstm(x)[0][:, -1]
+
+
+@pytest.mark.filterwarnings("ignore:layer .* fewer bits would be faster")
+def test_a_batch_can_stay_open():
+    torch.manual_seed(5)
+    net = tvmq.prepare(LastStep(), tvmq.QNN(weights=2, activations=2, first_layer="quantized")).eval()
+    model = tvmq.load(net, (torch.rand(2, 3, 32),), dynamic_batch=True)
+    bundle = tvmq.compile(model)
+    for batch in (1, 5):
+        x = torch.rand(batch, 3, 32) * 2 - 1
+        golden = model.run(x.numpy())[0]
+        np.testing.assert_array_equal(bundle.run(x.numpy())[0], golden)
+        with torch.no_grad():
+            np.testing.assert_allclose(golden, net(x).numpy(), rtol=1e-4, atol=1e-5)
+
+
 def test_dropout_lies_between_layers_and_only_in_training():
     torch.manual_seed(4)
     net = tvmq.prepare(nn.LSTM(3, 4, num_layers=2, dropout=0.5), FINE)

@@ -706,7 +706,9 @@ def _schedule_quantize(sch: s_tir.Schedule, target: TargetLike) -> None:
     """All steps of the search on one element; LLVM vectorises over elements, which know no rows."""
     *stages, codes = sch.get_child_blocks(sch.get_sblock("root"))
     loops = sch.get_loops(codes)
-    known = [loop for loop in loops if isinstance(sch.get(loop).extent, tirx.IntImm)]
+    open_loops = [place for place, loop in enumerate(loops) if not isinstance(sch.get(loop).extent, tirx.IntImm)]
+    # Only neighbours can be fused: those within the last loop of unknown extent.
+    known = loops[open_loops[-1] + 1 :] if open_loops else loops
     innermost = sch.fuse(*known) if known else loops[-1]
     count = int(sch.get(innermost).extent) if known else 0
     if getattr(target, "cores", 1) > 1 and count >= _SPREAD_STEPS:

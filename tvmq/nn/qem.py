@@ -19,6 +19,8 @@ what they add up to.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -37,6 +39,9 @@ WEIGHT_RIDGE = 1e-4
 """As in the original implementation."""
 ACTIVATION_RIDGE = 1e-7
 """The original has none and fails where a code does not occur; this one is too small to be seen where all do."""
+
+BLOCK = 2**18
+"""Values that are looked at together on a processor: 1 MiB."""
 
 
 def code_table(bits: int, signed: bool, like: Tensor) -> Tensor:
@@ -110,17 +115,19 @@ def level_statistics(x: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor]:
     (Tensor, Tensor)
         Counts and sums, float64 ``[rows, L]``.
     """
-    ones, above = x.new_ones(x.shape[1]), torch.empty_like(x)
-    # Of the values above each threshold, and of all of them; levels are differences of two.  Masks are numbers and are
-    # multiplied with, because that is as fast as memory, and sums over masks of truth values are not.
-    counts, sums = [ones.sum().expand(len(x))], [x @ ones]
-    for threshold in thresholds.unbind(1):
-        torch.gt(x, threshold[:, None], out=above)
-        counts.append(above @ ones)
-        sums.append(torch.linalg.vecdot(above, x))
-    zero = torch.zeros_like(sums[0])
-    above_counts = torch.stack([*counts, zero], 1).double()
-    above_sums = torch.stack([*sums, zero], 1).double()
+    # Of the values above each threshold, and of all of them (above nothing); levels are differences of two.
+    above_counts = x.new_zeros(len(x), thresholds.shape[1] + 2, dtype=torch.float64)
+    above_sums = torch.zeros_like(above_counts)
+    for rows, columns in _blocks(x):
+        part = x[rows, columns]
+        ones, above = part.new_ones(part.shape[1]), torch.empty_like(part)
+        above_counts[rows, 0] += part.shape[1]
+        above_sums[rows, 0] += part @ ones
+        for number, threshold in enumerate(thresholds[rows].unbind(1), start=1):
+            # Masks are numbers and are multiplied with: sums over masks of truth values are far slower.
+            torch.gt(part, threshold[:, None], out=above)
+            above_counts[rows, number] += above @ ones
+            above_sums[rows, number] += torch.linalg.vecdot(above, part)
     return above_counts[:, :-1] - above_counts[:, 1:], above_sums[:, :-1] - above_sums[:, 1:]
 
 
@@ -144,13 +151,16 @@ def nearest_levels(x: Tensor, thresholds: Tensor, levels: Tensor) -> Tensor:
     Tensor
         ``[rows, n]``.
     """
-    above, before = torch.empty_like(x), torch.ones_like(x)
     result = torch.zeros_like(x)
-    for threshold, level in zip(thresholds.unbind(1), levels.unbind(1), strict=False):
-        torch.gt(x, threshold[:, None], out=above)
-        result.addcmul_(before.sub_(above), level[:, None])
-        above, before = before, above
-    return result.addcmul_(before, levels[:, -1:])
+    for rows, columns in _blocks(x):
+        part, quantized = x[rows, columns], result[rows, columns]
+        above, before = torch.empty_like(part), torch.ones_like(part)
+        for threshold, level in zip(thresholds[rows].unbind(1), levels[rows].unbind(1), strict=False):
+            torch.gt(part, threshold[:, None], out=above)
+            quantized.addcmul_(before.sub_(above), level[:, None])
+            above, before = before, above
+        quantized.addcmul_(before, levels[rows, -1:])
+    return result
 
 
 def fitted_basis(counts: Tensor, sums: Tensor, codes: Tensor, basis: Tensor, ridge: float) -> Tensor:
@@ -178,3 +188,16 @@ def fitted_basis(counts: Tensor, sums: Tensor, codes: Tensor, basis: Tensor, rid
     matrix = codes.transpose(1, 2) @ weighted + diagonal
     right = (codes.transpose(1, 2) @ sums[:, :, None])[:, :, 0] + ridge * basis.double()
     return torch.linalg.solve(matrix, right)
+
+
+def _blocks(x: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Rows and columns of parts of a matrix that stay in a processor's cache; the whole one for other devices."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        yield slice(None), slice(None)
+        return
+    rows, columns = x.shape
+    wide = min(columns, BLOCK)
+    high = max(1, BLOCK // max(wide, 1))
+    for top in range(0, rows, high):
+        for left in range(0, columns, wide):
+            yield slice(top, top + high), slice(left, left + wide)
