@@ -22,6 +22,8 @@ from tvmq.nn import parameter_groups, squared_hinge_loss
 
 BATCH = 200
 LEARNING_RATE = 1e-3
+COUNTED = 10_000
+"""Images on which batch norms are told what signs, instead of drawn units, look like."""
 
 
 def network(hidden: int) -> nn.Sequential:
@@ -57,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         as_input=as_input,
         augment=lambda images: shifted(images, chosen.shift) if chosen.shift else images,
         batch=BATCH,
+        counted=0 if chosen.deterministic else COUNTED,
     )
     train(recipe, train_set, test_set, chosen)
 

@@ -16,7 +16,7 @@ from run import Run, Task, write_json
 from torch import Tensor, nn
 
 import tvmq
-from tvmq.nn import clip_weights
+from tvmq.nn import clip_weights, estimate_statistics
 
 __all__ = ["Recipe", "image_parser", "mirrored", "normalized", "shifted", "train"]
 
@@ -45,6 +45,9 @@ class Recipe:
         Bytes of a batch, varied for training.
     batch : int
         Images of a step.
+    counted : int
+        Of the training images, on how many the statistics of batch norms are estimated after every epoch; with 0 they
+        stay the running averages.  For units that are drawn while training.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Recipe:
     as_input: Callable[[Tensor], Tensor]
     augment: Callable[[Tensor], Tensor]
     batch: int
+    counted: int = 0
 
 
 def image_parser(description: str, epochs: int | None, held_out: int) -> argparse.ArgumentParser:
@@ -123,6 +127,9 @@ class Images(Task):
 
     def evaluate(self) -> dict[str, float]:
         """The accuracy."""
+        if self.recipe.counted:
+            counted = self.fitted_set[: self.recipe.counted].batches(EVALUATED)
+            estimate_statistics(self.network, (self.recipe.as_input(batch.images) for batch in counted))
         found = scores(self.network, self.recipe, self.seen_set).argmax(1)
         return {self.figure: share(found == self.seen_set.labels)}
 

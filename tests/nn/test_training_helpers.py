@@ -8,7 +8,7 @@ from torch import nn
 
 from tvmq.errors import InputError
 from tvmq.methods import QNN, LQNets
-from tvmq.nn import clip_weights, diverged_layer, parameter_groups, prepare, squared_hinge_loss
+from tvmq.nn import clip_weights, diverged_layer, estimate_statistics, parameter_groups, prepare, squared_hinge_loss
 
 
 def small_network() -> nn.Module:
@@ -110,3 +110,22 @@ def test_the_layer_that_diverged_is_named():
 def test_inputs_that_overflow_are_found_in_the_layer_that_makes_them():
     net = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
     assert diverged_layer(net, torch.tensor([[math.nan]])) == "0"
+
+
+def test_statistics_are_those_of_units_that_are_not_drawn():
+    torch.manual_seed(1)
+    layers = [nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3), nn.BatchNorm1d(3)]
+    net = prepare(nn.Sequential(*layers), QNN(stochastic=True))
+    x = torch.rand(40, 6)
+    for _ in range(5):
+        net(x)
+    weights = [parameter.clone() for parameter in net.parameters()]
+    estimate_statistics(net, x.split(10))
+    assert net.training and net[1].training and net[1].momentum == 0.1
+    assert all(torch.equal(*pair) for pair in zip(net.parameters(), weights, strict=True))
+    net.eval()
+    sums = net[0](x)
+    torch.testing.assert_close(net[1].running_mean, sums.mean(0))
+    torch.testing.assert_close(net[1].running_var, torch.stack([part.var(0) for part in sums.split(10)]).mean(0))
+    # The second one saw signs of values that the first one had scaled by each batch's own statistics.
+    assert net[3].num_batches_tracked == 4

@@ -18,7 +18,7 @@ from tvmq.nn.layers import QuantizedConv2d, QuantizedLinear
 from tvmq.nn.normalization import ShiftBatchNorm1d, ShiftBatchNorm2d
 from tvmq.nn.optimizers import ShiftAdaMax
 from tvmq.nn.recurrent import QuantizedGRU, QuantizedLSTM
-from tvmq.nn.training import clip_weights, diverged_layer, parameter_groups, squared_hinge_loss
+from tvmq.nn.training import clip_weights, diverged_layer, estimate_statistics, parameter_groups, squared_hinge_loss
 
 __all__ = [
     "QuantizedConv2d",
@@ -30,6 +30,7 @@ __all__ = [
     "ShiftBatchNorm2d",
     "clip_weights",
     "diverged_layer",
+    "estimate_statistics",
     "freeze",
     "parameter_groups",
     "prepare",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from tvmq.nn.layers import QuantizedLayer, quantized_layers
 from tvmq.nn.quantizers import Quantizer
 
-__all__ = ["clip_weights", "diverged_layer", "parameter_groups", "squared_hinge_loss"]
+__all__ = ["clip_weights", "diverged_layer", "estimate_statistics", "parameter_groups", "squared_hinge_loss"]
 
 
 @torch.no_grad()
@@ -89,6 +90,38 @@ def squared_hinge_loss(scores: Tensor, labels: Tensor) -> Tensor:
     """
     targets = F.one_hot(labels.long(), scores.shape[-1]).to(scores.dtype) * 2 - 1
     return torch.clamp(1 - targets * scores, min=0).square().mean()
+
+
+@torch.no_grad()
+def estimate_statistics(module: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Give batch norms the mean and variance that their inputs have when nothing else is in training mode.
+
+    The running averages of training are those of units drawn at random, and of weights of many steps before.  Here no
+    unit is drawn, and every batch counts alike; each is normalised by its own statistics, as in training.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Changed in place: the running statistics of torch's batch norms, and nothing else.
+    batches : iterable of Tensor
+        Inputs of the network, at least one batch.
+    """
+    modes = {part: part.training for part in module.modules()}
+    norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    module.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average
+        norm.train()
+    try:
+        for batch in batches:
+            module(batch)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for part, mode in modes.items():
+            part.training = mode
 
 
 @torch.no_grad()
