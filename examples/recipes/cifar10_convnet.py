@@ -15,7 +15,7 @@ import torch
 from datasets import load_cifar10
 from options import parse
 from torch import Tensor, nn
-from trainer import Recipe, image_parser, mirrored, shifted, train
+from trainer import COUNTED, Recipe, image_parser, mirrored, shifted, train
 
 from tvmq import QNN, prepare
 from tvmq.nn import parameter_groups, squared_hinge_loss
@@ -74,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         as_input=as_input,
         augment=varied if chosen.augment else lambda images: images,
         batch=BATCH,
+        counted=0 if chosen.deterministic else COUNTED,
     )
     train(recipe, train_set, test_set, chosen)
 

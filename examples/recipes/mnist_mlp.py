@@ -15,15 +15,13 @@ import torch
 from datasets import load_mnist
 from options import parse
 from torch import Tensor, nn
-from trainer import Recipe, image_parser, shifted, train
+from trainer import COUNTED, Recipe, image_parser, shifted, train
 
 from tvmq import QNN, prepare
 from tvmq.nn import parameter_groups, squared_hinge_loss
 
 BATCH = 200
 LEARNING_RATE = 1e-3
-COUNTED = 10_000
-"""Images on which batch norms are told what signs, instead of drawn units, look like."""
 
 
 def network(hidden: int) -> nn.Sequential:

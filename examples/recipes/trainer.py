@@ -18,10 +18,12 @@ from torch import Tensor, nn
 import tvmq
 from tvmq.nn import clip_weights, estimate_statistics
 
-__all__ = ["Recipe", "image_parser", "mirrored", "normalized", "shifted", "train"]
+__all__ = ["COUNTED", "Recipe", "image_parser", "mirrored", "normalized", "shifted", "train"]
 
 EVALUATED = 500
 """Images that are run at a time outside of training."""
+COUNTED = 10_000
+"""Images on which batch norms are told what signs, instead of drawn units, look like."""
 
 
 @dataclass(frozen=True)
