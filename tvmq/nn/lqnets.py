@@ -103,13 +103,14 @@ class _Learned(Quantizer):
             distributed.all_reduce(both)
             counts, sums = both.unbind(0)
         best = fitted_basis(counts, sums, table[order], self.basis, self.ridge)
-        self.steps.add_(1)
-        self.average.mul_(DECAY).add_(((1 - DECAY) * best).to(self.average.dtype))
+        # New tensors, not new contents: the backward pass that torch.compile makes may compute parts of the forward pass
+        # again, from those that it read.
+        self.steps = self.steps + 1
+        self.average = DECAY * self.average + ((1 - DECAY) * best).to(self.average.dtype)
         debiased = self.average.double() / (1 - DECAY ** self.steps.double())
-        self.basis.copy_(debiased)
-        levels, _ = sorted_levels(self.basis, table)
-        self.levels.copy_(levels)
-        self.thresholds.copy_(thresholds_between(levels))
+        self.basis = debiased.to(self.basis.dtype)
+        self.levels, _ = sorted_levels(self.basis, table)
+        self.thresholds = thresholds_between(self.levels)
 
 
 class LearnedWeight(_Learned):
@@ -161,6 +162,6 @@ class LearnedActivation(_Learned):
         """Values of any shape on their levels; the basis learns while training."""
         if not self.training:
             return self.evaluated(x, ())
-        lowest, highest = self.levels[0, 0].clone(), self.levels[0, -1].clone()
+        lowest, highest = self.levels[0, 0], self.levels[0, -1]
         quantized = self.learned(x.detach().reshape(1, -1), everywhere=True)
         return straight_through(x, quantized.reshape(x.shape), lowest if self.signed else -math.inf, highest)
