@@ -103,8 +103,8 @@ class _Learned(Quantizer):
             distributed.all_reduce(both)
             counts, sums = both.unbind(0)
         best = fitted_basis(counts, sums, table[order], self.basis, self.ridge)
-        # New tensors, not new contents: the backward pass that torch.compile makes may compute parts of the forward pass
-        # again, from those that it read.
+        # New tensors, not new contents: the backward pass that torch.compile makes may compute parts of the forward
+        # pass again, from those that it read.
         self.steps = self.steps + 1
         self.average = DECAY * self.average + ((1 - DECAY) * best).to(self.average.dtype)
         debiased = self.average.double() / (1 - DECAY ** self.steps.double())
