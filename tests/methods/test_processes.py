@@ -56,7 +56,7 @@ def run_processes(folder: Path, size: int) -> list[tvmq.Model]:
 
 
 @pytest.mark.filterwarnings("ignore:layer .* rows of calibration data")
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("size", [3])
 def test_processes_agree_with_one(tmp_path, size):
     _, model, data = make(Convolutions, samples=SAMPLES)
     alone = tvmq.quantize(model, CONFIG, data, memory=0)  # no gathered data: the same form as with several processes
