@@ -14,7 +14,7 @@ from typing import ClassVar
 from tvmq.kernels.arm_assembly import LANES, VECTOR, Reduction
 from tvmq.kernels.pipelining import ARM64, Instruction, InstructionSet
 
-__all__ = ["Aarch64Reduction"]
+__all__ = ["Aarch64Reduction", "pointer_sum"]
 
 _PAIR_REACH = 1008
 """Bytes behind a pointer that a load of two registers reaches."""
@@ -27,6 +27,36 @@ _FAR = "x16"
 _MEET = {"xor": "eor", "and": "and"}
 _PART = 4096
 """Bytes that one addition of a constant cannot add."""
+
+
+def pointer_sum(result: str, pointer: str, number: int) -> Iterator[str]:
+    """Instructions that put a pointer and some bytes in a register, 12 bits of them at a time.
+
+    Parameters
+    ----------
+    result, pointer : str
+        Registers, which may be the same one.
+    number : int
+        Of bytes; may be negative.
+
+    Yields
+    ------
+    str
+
+    Raises
+    ------
+    ValueError
+        If two additions are not enough.
+    """
+    name, rest = ("add", number) if number >= 0 else ("sub", -number)
+    low, high = rest % _PART, rest // _PART
+    if high >= _PART:
+        raise ValueError(f"{number} bytes from one step to another are too many")
+    if high:
+        yield f"{name} {result}, {pointer}, #{high}, lsl #12"
+        pointer = result
+    if low or result != pointer:
+        yield f"{name} {result}, {pointer}, #{low}"
 
 
 @dataclass(frozen=True)
@@ -127,16 +157,8 @@ class Aarch64Reduction(Reduction):
         yield f"{'ldp' if len(registers) == 2 else 'ldr'} {names}, [{pointer}, #{offset}]"
 
     def added(self, result: str, pointer: str, number: int) -> Iterator[str]:
-        """A pointer and some bytes, 12 bits of them at a time."""
-        name, rest = ("add", number) if number >= 0 else ("sub", -number)
-        low, high = rest % _PART, rest // _PART
-        if high >= _PART:
-            raise ValueError(f"{number} bytes from one step to another of a reduction are too many")
-        if high:
-            yield f"{name} {result}, {pointer}, #{high}, lsl #12"
-            pointer = result
-        if low:
-            yield f"{name} {result}, {pointer}, #{low}"
+        """A pointer and some bytes."""
+        return pointer_sum(result, pointer, number)
 
     def end(self) -> Iterator[str]:
         """The sums are those of channels already."""

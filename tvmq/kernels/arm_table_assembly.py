@@ -28,6 +28,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from tvmq.kernels.aarch64_assembly import pointer_sum
+
 __all__ = ["MOST_SUMS", "Lookups", "Run", "lookup_module"]
 
 MOST_SUMS = 8
@@ -40,8 +42,6 @@ _MOST_CHUNK = 31
 _FEWEST_FOUND = 2
 """Registers of what is looked up."""
 _COUNTERS = ("x12", "x13", "x14")
-_PART = 4096
-"""Bytes that one addition of a constant cannot add."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def assembly(lookups: Lookups) -> list[str]:
     lines: list[str] = []
     for pointers, offsets in ((lookups.tables, lookups.pixels), (lookups.weights, lookups.vectors)):
         for pointer, offset in zip(pointers[1:], offsets[1:], strict=True):
-            lines += _added(pointer, pointers[0], offset - offsets[0])
+            lines += pointer_sum(pointer, pointers[0], offset - offsets[0])
     runs = [(counter, run) for counter, run in zip(_COUNTERS[1:], lookups.runs, strict=False) if run.count > 1]
     lines += [f"mov {counter}, #{run.count}" for counter, run in runs]
     # Label 1 is of chunks, 2 of all runs: an outer one begins where an inner one does.
@@ -196,9 +196,9 @@ def _chunks(lookups: Lookups) -> Iterator[str]:
 def _moved(lookups: Lookups, table: int, index: int) -> Iterator[str]:
     """All pointers moved by some bytes."""
     for pointer in lookups.tables:
-        yield from _added(pointer, pointer, table)
+        yield from pointer_sum(pointer, pointer, table)
     for pointer in lookups.weights:
-        yield from _added(pointer, pointer, index)
+        yield from pointer_sum(pointer, pointer, index)
 
 
 def _chunk(lookups: Lookups, size: int) -> Iterator[str]:
@@ -233,16 +233,3 @@ def _chunk(lookups: Lookups, size: int) -> Iterator[str]:
         low, high, octets = 2 * place, 2 * place + 1, 2 * lookups.sums + place
         yield f"uaddw v{low}.8h, v{low}.8h, v{octets}.8b"
         yield f"uaddw2 v{high}.8h, v{high}.8h, v{octets}.16b"
-
-
-def _added(result: str, pointer: str, number: int) -> Iterator[str]:
-    """A pointer and some bytes."""
-    name, rest = ("add", number) if number >= 0 else ("sub", -number)
-    low, high = rest % _PART, rest // _PART
-    if high >= _PART:
-        raise ValueError(f"{number} bytes from one table to another are too many")
-    if high:
-        yield f"{name} {result}, {pointer}, #{high}, lsl #12"
-        pointer = result
-    if low or (result != pointer and not high):
-        yield f"{name} {result}, {pointer}, #{low}"
